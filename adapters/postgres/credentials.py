@@ -1,0 +1,70 @@
+"""API keys and provider tokens. Only their hashes are stored; the secrets are shown once, when they are made."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import NamedTuple
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from adapters.postgres import sql
+from adapters.postgres.pool import AsyncConnection, connection_of
+
+API_KEY_PREFIX = "eigeninference-"
+PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
+
+
+class NewKey(NamedTuple):
+    """``secret`` is what the caller keeps; ``key_id`` and ``label`` may be shown."""
+
+    secret: str
+    key_id: str
+    label: str
+
+
+def hash_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_api_key(connection: psycopg.Connection[object], account_id: str, name: str) -> NewKey:
+    random = secrets.token_hex(32)
+    key = NewKey(
+        secret=API_KEY_PREFIX + random,
+        key_id=f"key_{secrets.token_hex(8)}",
+        label=f"{API_KEY_PREFIX}{random[:4]}…{random[-4:]}",
+    )
+    connection.execute(sql.INSERT_API_KEY, (hash_of(key.secret), key.key_id, key.label, name, account_id))
+    return key
+
+
+def revoke_api_key(connection: psycopg.Connection[object], key_or_id: str) -> bool:
+    """Revoke a key by its secret or its id; False when there is no such active key."""
+    return connection.execute(sql.REVOKE_API_KEY, (key_or_id, hash_of(key_or_id))).fetchone() is not None
+
+
+def create_provider_token(connection: psycopg.Connection[object], account_id: str) -> str:
+    token = PROVIDER_TOKEN_PREFIX + secrets.token_hex(32)
+    connection.execute(sql.INSERT_PROVIDER_TOKEN, (hash_of(token), account_id))
+    return token
+
+
+class StoredCredentials:
+    """Looks credentials up. Nothing is cached, so a revocation holds at once."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def find_api_key(self, token: str) -> tuple[str, str] | None:
+        """(account id, key id)"""
+        async with connection_of(self._pool) as connection:
+            row = await (await connection.execute(sql.FIND_API_KEY, (hash_of(token),), prepare=True)).fetchone()
+        return (row[1], row[0]) if row else None
+
+    async def find_provider_token(self, token: str) -> str | None:
+        if not token:
+            return None
+        async with connection_of(self._pool) as connection:
+            row = await (await connection.execute(sql.FIND_PROVIDER_TOKEN, (hash_of(token),))).fetchone()
+        return str(row[0]) if row else None

@@ -1,0 +1,38 @@
+"""Connection pools, and the one place where a database failure becomes an error of the domain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from domain.errors import ServiceUnavailable
+
+AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
+    """A pool for threads; every statement is its own transaction unless one is begun."""
+    return ConnectionPool(dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=True, timeout=10.0)
+
+
+def make_async_pool(dsn: str, *, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
+    """The same for one event loop; the caller opens it there."""
+    return AsyncConnectionPool(dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=False, timeout=10.0)
+
+
+@asynccontextmanager
+async def connection_of(pool: AsyncConnectionPool[AsyncConnection]) -> AsyncGenerator[AsyncConnection, None]:
+    """A connection whose failure is a retryable error.
+
+    Raises:
+        ServiceUnavailable: the database did not answer.
+    """
+    try:
+        async with pool.connection() as connection:
+            yield connection
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        raise ServiceUnavailable("The database does not answer just now; try again.") from error

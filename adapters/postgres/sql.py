@@ -1,0 +1,190 @@
+"""Every statement that the adapters send, by name. What they say runs on PostgreSQL 15 and newer.
+
+The read models' own statements stand with them in ``projections``.
+"""
+
+# --- the event log ---------------------------------------------------------------------------------------------------
+
+LOCK_HEAD = "SELECT position, recorded_at FROM ledger_head FOR UPDATE"
+"""Take the log's one lock; nobody else decides or appends until this transaction ends."""
+
+LOAD_AGGREGATES = """
+SELECT originator_id, originator_version, topic, state FROM events
+WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version
+"""
+"""The whole history of some aggregates."""
+
+LOG_TAIL = """
+SELECT originator_id, originator_version, topic, state FROM events
+WHERE position > %s ORDER BY position LIMIT %s
+"""
+"""What other writers appended after a position."""
+
+LOG_PAGE = """
+SELECT position, originator_id, originator_version, topic, recorded_at, state FROM events
+WHERE position > %s ORDER BY position LIMIT %s
+"""
+"""One page of the log, for followers."""
+
+APPEND_EVENTS = """
+INSERT INTO events (position, originator_id, originator_version, topic, recorded_at, state)
+SELECT %s + ordinality, originator_id, originator_version, topic, %s, state
+FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::bytea[])
+WITH ORDINALITY AS batch (originator_id, originator_version, topic, state, ordinality)
+"""
+"""A batch of events at gapless positions after the head."""
+
+MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
+
+NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
+LISTEN_LEDGER = "LISTEN ledger"
+
+EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE position = %s"
+"""Whether a batch whose commit got no answer was committed: its first event stands there or does not."""
+
+EVENTS_OF_REQUEST = """
+SELECT position, topic, recorded_at, state FROM events
+WHERE position > %s AND convert_from(state, 'UTF8')::jsonb ->> 'correlation_id' = %s ORDER BY position
+"""
+"""The events that one operation caused, for showing them; not for a hot path."""
+
+HEAD_POSITION = "SELECT position FROM ledger_head"
+
+# --- credentials -----------------------------------------------------------------------------------------------------
+
+INSERT_API_KEY = """
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id) VALUES (%s, %s, %s, %s, %s)
+"""
+FIND_API_KEY = "SELECT key_id, account_id FROM api_keys WHERE key_hash = %s AND revoked_at IS NULL"
+REVOKE_API_KEY = """
+UPDATE api_keys SET revoked_at = now()
+WHERE (key_id = %s OR key_hash = %s) AND revoked_at IS NULL RETURNING key_id
+"""
+INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id) VALUES (%s, %s)"
+FIND_PROVIDER_TOKEN = "SELECT account_id FROM provider_tokens WHERE token_hash = %s AND revoked_at IS NULL"
+
+# --- gateway leases --------------------------------------------------------------------------------------------------
+
+TAKE_LEASE = """
+INSERT INTO gateways (gateway_id, internal_url, lease_until) VALUES (%s, %s, now() + make_interval(secs => %s))
+"""
+RENEW_LEASE = """
+UPDATE gateways SET lease_until = now() + make_interval(secs => %s)
+WHERE gateway_id = %s AND lease_until > now() RETURNING gateway_id
+"""
+"""Only a lease that still stands can be renewed: once lapsed, others may act on its end."""
+
+END_LEASE = "UPDATE gateways SET lease_until = '-infinity' WHERE gateway_id = %s"
+END_ALL_LEASES = "UPDATE gateways SET lease_until = '-infinity' WHERE lease_until > now()"
+"""For the one process that owns an embedded database: whoever held a lease before it is dead."""
+
+GATEWAY_URL = "SELECT internal_url FROM gateways WHERE gateway_id = %s"
+
+ABANDONED_REQUESTS = """
+SELECT r.request_id, r.account_id FROM open_requests r LEFT JOIN gateways g USING (gateway_id)
+WHERE g.gateway_id IS NULL OR g.lease_until < now() - make_interval(secs => %s) OR r.expires_at < now()
+ORDER BY r.admitted_at LIMIT %s
+"""
+"""Open requests whose gateway's lease lapsed long enough ago, or whose hold has expired."""
+
+DROP_ENDED_GATEWAYS = """
+DELETE FROM gateways g WHERE g.lease_until < now() - interval '1 day'
+AND NOT EXISTS (SELECT FROM open_requests r WHERE r.gateway_id = g.gateway_id)
+"""
+
+# --- the fleet -------------------------------------------------------------------------------------------------------
+
+ANNOUNCE_MACHINE = """
+INSERT INTO fleet (session_id, gateway_id, models, capacity, routable, snapshot, busy)
+VALUES (%(session_id)s, %(gateway_id)s, %(models)s, %(capacity)s, %(routable)s, %(snapshot)s,
+        (SELECT count(*) FROM claims WHERE session_id = %(session_id)s))
+ON CONFLICT (session_id) DO UPDATE SET models = excluded.models, capacity = excluded.capacity,
+    routable = excluded.routable, snapshot = excluded.snapshot, updated_at = now()
+"""
+"""Keep one connected machine true. ``busy`` moves only with claims, so an update leaves it alone."""
+
+WITHDRAW_MACHINE = """
+WITH gone AS (DELETE FROM claims WHERE session_id = %(session_id)s)
+DELETE FROM fleet WHERE session_id = %(session_id)s
+"""
+
+CANDIDATES = """
+SELECT f.snapshot, count(c.request_id) AS requests_all,
+       count(c.request_id) FILTER (WHERE c.model = %(model)s) AS requests_model,
+       coalesce(sum(c.output_tokens) FILTER (WHERE c.model = %(model)s), 0)::bigint AS output_tokens_model
+FROM fleet f LEFT JOIN claims c USING (session_id)
+WHERE f.models @> ARRAY[%(model)s] AND f.routable AND f.gateway_id = %(gateway_id)s
+GROUP BY f.session_id
+"""
+"""The machines that offer a model, with what is in flight on each."""
+
+CLAIM_SLOT = """
+WITH slot AS (
+    UPDATE fleet SET busy = busy + 1
+    WHERE session_id = %(session_id)s AND routable AND busy < capacity
+    RETURNING session_id
+)
+INSERT INTO claims (request_id, attempt, session_id, model, output_tokens, gateway_id, expires_at)
+SELECT %(request_id)s, %(attempt)s, session_id, %(model)s, %(output_tokens)s, %(gateway_id)s,
+       now() + make_interval(secs => %(seconds)s)
+FROM slot RETURNING session_id
+"""
+"""Take one slot, or none. The counter and the claim move together; a claim that exists undoes the whole statement."""
+
+RELEASE_CLAIM = """
+WITH gone AS (DELETE FROM claims WHERE request_id = %s AND attempt = %s RETURNING session_id)
+UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id RETURNING fleet.models
+"""
+"""Give a slot back; giving it back twice does nothing."""
+
+CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s"
+
+MODEL_OFFERS = """
+SELECT snapshot FROM fleet WHERE routable AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
+"""
+"""Connected machines, all or those that offer one model."""
+
+PARK_WAITER = """
+INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
+SELECT %(request_id)s, %(attempt)s, %(model)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s), %(message)s
+WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now()) < %(depth_max)s
+ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
+RETURNING enqueued_at
+"""
+"""Let a request wait for a slot. No row comes back when the queue of its model is full."""
+
+WAKE_WAITER = """
+WITH oldest AS (
+    SELECT request_id, attempt FROM waiters
+    WHERE model = ANY(%s) AND woken_at IS NULL AND deadline > now()
+    ORDER BY enqueued_at FOR UPDATE SKIP LOCKED LIMIT %s
+)
+UPDATE waiters w SET woken_at = now() FROM oldest o
+WHERE w.request_id = o.request_id AND w.attempt = o.attempt
+RETURNING w.message
+"""
+"""Wake the requests that waited longest; they keep their place until they are dispatched."""
+
+REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
+
+SWEEP_FLEET = """
+WITH lapsed AS (
+    SELECT f.session_id FROM fleet f LEFT JOIN gateways g USING (gateway_id)
+    WHERE g.gateway_id IS NULL OR g.lease_until < now()
+), stale_claims AS (
+    DELETE FROM claims WHERE expires_at < now() OR session_id IN (SELECT session_id FROM lapsed)
+    RETURNING session_id
+), stale_waiters AS (
+    DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
+), lost_wakes AS (
+    UPDATE waiters SET woken_at = NULL WHERE woken_at < now() - interval '5 seconds'
+), freed AS (
+    UPDATE fleet f SET busy = f.busy - s.n
+    FROM (SELECT session_id, count(*)::int AS n FROM stale_claims GROUP BY session_id) s
+    WHERE f.session_id = s.session_id AND f.session_id NOT IN (SELECT session_id FROM lapsed)
+)
+DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
+"""
+"""Forget machines of lapsed gateways and claims that outlived every deadline."""
+
+WAITING_MODELS = "SELECT DISTINCT model FROM waiters WHERE woken_at IS NULL AND deadline > now()"

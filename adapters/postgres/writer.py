@@ -1,0 +1,328 @@
+"""The group-commit writer: the only door through which events enter the log.
+
+One thread takes what gathered while the last commit was in flight and writes it in one transaction under the log's head
+row, so every decision is made on the latest truth and a batch costs one fsync. Several writers on one database take turns
+at the head row and catch up on each other's events from the log's tail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from itertools import groupby
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+
+from adapters.postgres import sql
+from adapters.postgres.mapper import EventMapper
+from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
+from domain.errors import DarkbloomError, InternalError, LedgerBusy, LedgerUnavailable
+from domain.eventsourced import Ref, Written
+from domain.ledger import Command
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+TAIL_EVENTS_MAX = 20_000
+"""Further behind than this, starting again from an empty cache is cheaper than catching up."""
+
+OUTCOME_SECONDS_MAX = 30.0
+"""How long the writer looks for the outcome of a commit that got no answer, before it says so."""
+
+
+class InlineProjection(Protocol):
+    """A read model that must show a write at once: its statements run in the write's own transaction."""
+
+    def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]: ...
+
+
+class _Call(Generic[R]):
+    """A command with whoever waits for it: a thread on the future, or a coroutine on its loop."""
+
+    __slots__ = ("command", "error", "future", "loop", "result")
+
+    def __init__(self, command: Command[R], future: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.command = command
+        self.future = future
+        self.loop = loop
+        self.result: R | None = None
+        self.error: Exception | None = None
+
+    def resolve(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class LedgerWriter:
+    """Runs commands against the ledger.
+
+    ``clock`` gives the time of a batch; recorded times never run backwards even when it does.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        inline: Sequence[InlineProjection],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        queue_max: int = 10_000,
+        batch_max: int = 500,
+        cache_max: int = 50_000,
+    ) -> None:
+        self._dsn = dsn
+        self._inline = tuple(inline)
+        self._clock = clock
+        self._queue_max = queue_max
+        self._batch_max = batch_max
+        self._mapper = EventMapper()
+        self._cache = AggregateCache(cache_max)
+        self._seen_position = 0
+        self._connection: Connection | None = None
+        self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+
+    # --- for callers ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is queued, then end."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join()
+        if self._connection is not None:
+            self._connection.close()
+
+    def execute(self, command: Command[R], *, timeout_seconds: float | None = 60.0) -> R:
+        """Run a command from a thread and wait for its commit.
+
+        Raises:
+            DarkbloomError: the command's own refusal.
+            LedgerUnavailable: it was not written, or (after a lost connection) nobody can tell yet; it may be repeated.
+        """
+        future: Future[R] = Future()
+        self._enqueue(_Call(command, future, None))
+        try:
+            return future.result(timeout_seconds)
+        except TimeoutError:
+            raise LedgerUnavailable from None
+
+    async def run(self, command: Command[R]) -> R:
+        """The same from a coroutine, without blocking its loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._enqueue(_Call(command, future, loop))
+        return await future
+
+    def _enqueue(self, call: _Call[Any]) -> None:
+        if self._stopping.is_set():
+            raise LedgerUnavailable("The ledger is shutting down; nothing was charged, try again.")
+        if self._queue.qsize() >= self._queue_max:
+            raise LedgerBusy
+        self._queue.put(call)
+
+    # --- the writer's thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while batch := self._take_batch():
+            try:
+                self._write(batch)
+            except Exception as error:  # the thread must outlive every failure; each caller gets its own answer
+                log.error("a batch failed: %s", type(error).__name__, exc_info=True)
+                self._cache.clear()
+                self._fail(batch, InternalError())
+            self._wake(batch)
+            self._cache.shrink()
+
+    def _take_batch(self) -> list[_Call[Any]]:
+        """Wait for work, then take all that is there. Empty when the writer stops."""
+        batch: list[_Call[Any]] = []
+        first = self._queue.get()
+        while first is None:
+            if self._queue.empty():
+                return []
+            first = self._queue.get()
+        batch.append(first)
+        while len(batch) < self._batch_max:
+            try:
+                call = self._queue.get_nowait()
+            except Empty:
+                break
+            if call is None:
+                self._queue.put(None)
+                break
+            batch.append(call)
+        return batch
+
+    def _write(self, batch: list[_Call[Any]]) -> None:
+        try:
+            connection = self._connect()
+            self._preload(connection, batch)
+            head, recorded_at = self._lock(connection)
+        except psycopg.Error as error:
+            self._lose_connection(error)
+            self._fail(batch, LedgerUnavailable())
+            return
+        unit = BatchUnit(self._cache, max(self._clock(), recorded_at))
+        stored: list[StoredEvent] = []
+        try:
+            for call in batch:
+                self._decide(connection, unit, call)
+            stored = [self._mapper.to_stored_event(event) for event in unit.events]
+            self._commit(connection, unit, stored, head)
+        except psycopg.Error as error:
+            self._cache.evict(unit.touched)
+            self._lose_connection(error)
+            if not isinstance(error, psycopg.OperationalError) or not self._was_committed(stored, head):
+                self._fail(batch, LedgerUnavailable())
+                return
+        except BaseException:
+            self._cache.evict(unit.touched)
+            self._lose_connection(None)
+            raise
+        self._seen_position = head + len(unit.events)
+
+    def _connect(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+            self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
+        return self._connection
+
+    def _lose_connection(self, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("the ledger's connection failed: %s", type(error).__name__)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _preload(self, connection: Connection, batch: list[_Call[Any]]) -> None:
+        """Load what the commands declare before the head is locked, so that others wait less."""
+        missing = {ref.id: ref for call in batch for ref in call.command.needs() if self._cache.get(ref.id) is None}
+        if missing:
+            self._load(connection, missing.values())
+
+    def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
+        blank = {ref.id: ref.kind(ref.id) for ref in refs}
+        rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank),), prepare=True, binary=True).fetchall()
+        for originator_id, history in groupby(rows, key=lambda row: row[0]):
+            for row in history:
+                self._mapper.to_domain_event(StoredEvent(*row)).mutate(blank[originator_id])  # type: ignore[type-var]  # see unit.py
+        for aggregate in blank.values():
+            self._cache.put(aggregate)
+
+    def _lock(self, connection: Connection) -> tuple[int, datetime]:
+        """Take the head, and follow what other writers appended since this one last held it."""
+        with connection.pipeline():
+            connection.execute("BEGIN")
+            cursor = connection.execute(sql.LOCK_HEAD, prepare=True)
+        row = cursor.fetchone()
+        assert row is not None
+        position, recorded_at = row
+        if position - self._seen_position > TAIL_EVENTS_MAX:
+            self._cache.clear()
+        elif position > self._seen_position:
+            tail = connection.execute(
+                sql.LOG_TAIL, (self._seen_position, TAIL_EVENTS_MAX), prepare=True, binary=True
+            ).fetchall()
+            for stored in tail:
+                self._cache.apply(self._mapper.to_domain_event(StoredEvent(*stored)))
+        self._seen_position = position
+        return position, recorded_at
+
+    def _decide(self, connection: Connection, unit: BatchUnit, call: _Call[Any]) -> None:
+        while True:
+            try:
+                call.result, call.error = unit.run(call.command), None
+            except NotLoaded as missing:
+                self._load(connection, (missing.ref,))
+                continue
+            except DarkbloomError as error:
+                call.error = error
+            except Exception as error:
+                log.error("%s failed: %s", type(call.command).__name__, type(error).__name__, exc_info=True)
+                call.error = InternalError()
+            return
+
+    def _commit(self, connection: Connection, unit: BatchUnit, stored: list[StoredEvent], head: int) -> None:
+        if not stored:
+            connection.execute("ROLLBACK")
+            return
+        written = Written(head + 1, unit.now, unit.events, unit.touched)
+        last = head + len(stored)
+        columns: list[list[Any]] = [
+            [event.originator_id for event in stored],
+            [event.originator_version for event in stored],
+            [event.topic for event in stored],
+            [event.state for event in stored],
+        ]
+        with connection.pipeline():
+            connection.execute(sql.APPEND_EVENTS, (head, unit.now, *columns), prepare=True)
+            for projection in self._inline:
+                for statement, parameters in projection.statements(written):
+                    connection.execute(statement, parameters, prepare=True)
+            connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
+            connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
+            connection.execute("COMMIT")
+
+    def _was_committed(self, stored: list[StoredEvent], head: int) -> bool:
+        """Find out what became of a batch whose commit got no answer, by looking its first event up.
+
+        The head row makes this certain: positions are handed out under it, so another batch's event stands there, or
+        this one's, or none; and the lost session's lock is waited for, so it can no longer commit afterwards.
+        """
+        if not stored:
+            return False
+        deadline = time.monotonic() + OUTCOME_SECONDS_MAX
+        while time.monotonic() < deadline:
+            try:
+                connection = self._connect()
+                with connection.transaction():
+                    connection.execute(sql.LOCK_HEAD)
+                    row = connection.execute(sql.EVENT_AT, (head + 1,), binary=True).fetchone()
+                first = stored[0]
+                return row is not None and row == (first.originator_id, first.originator_version, first.state)
+            except psycopg.OperationalError as error:
+                self._lose_connection(error)
+                self._stopping.wait(0.2)
+        log.error("the outcome of a commit could not be found out in %s s", OUTCOME_SECONDS_MAX)
+        return False
+
+    def _fail(self, batch: list[_Call[Any]], error: DarkbloomError) -> None:
+        for call in batch:
+            if call.error is None:
+                call.error = error
+
+    def _wake(self, batch: list[_Call[Any]]) -> None:
+        """Answer every caller; coroutines of one loop are woken together, with one hop."""
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[_Call[Any]]] = defaultdict(list)
+        for call in batch:
+            if call.loop is None:
+                call.resolve()
+            else:
+                by_loop[call.loop].append(call)
+        for loop, calls in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve_all, calls)
+
+
+def _resolve_all(calls: list[_Call[Any]]) -> None:
+    for call in calls:
+        call.resolve()
+

@@ -1,0 +1,138 @@
+"""Which broker the scheduler runs on, and how a gateway hands it a message.
+
+The same actors run on both. Queues: ``dispatch`` is what a consumer waits for, ``settle`` ends requests, ``slow`` is
+everything that nobody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+from queue import Empty, Full, Queue
+from typing import Any, Protocol
+
+import dramatiq
+import pika.exceptions
+from dramatiq import Broker, Message
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.errors import DramatiqError
+from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications, TimeLimit
+
+from adapters.scheduler.embedded import EmbeddedBroker, QueueIsFull
+from adapters.scheduler.middleware import BoundedRetries
+
+log = logging.getLogger(__name__)
+
+DISPATCH_QUEUE = "dispatch"
+SETTLE_QUEUE = "settle"
+SLOW_QUEUE = "slow"
+QUEUES = (DISPATCH_QUEUE, SETTLE_QUEUE, SLOW_QUEUE)
+
+PUBLISH_WAITING_MAX = 10_000
+CONNECTION_SERVICE_SECONDS = 5.0
+"""A publisher that has nothing to send still answers the broker's heartbeats this often."""
+
+
+class SchedulerUnavailable(Exception):
+    """The scheduler's broker takes no messages just now."""
+
+
+def make_broker(url: str) -> Broker:
+    """The embedded broker for an empty URL, else RabbitMQ; set as Dramatiq's global one.
+
+    Publishes are confirmed by RabbitMQ, because without that a lost node loses messages that were acknowledged to us.
+    """
+    middleware: list[Middleware] = [
+        AgeLimit(max_age=3_600_000),
+        TimeLimit(time_limit=60_000),
+        ShutdownNotifications(),
+        BoundedRetries(),
+    ]
+    broker: Broker
+    if url:
+        broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=middleware)
+    else:
+        broker = EmbeddedBroker(middleware)
+    for queue in QUEUES:
+        broker.declare_queue(queue)
+    dramatiq.set_broker(broker)
+    return broker
+
+
+class Publisher(Protocol):
+    """Hands messages to the broker without blocking an event loop."""
+
+    async def send(self, message: Message[Any]) -> None:
+        """Raises SchedulerUnavailable when the broker does not take it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DirectPublisher:
+    """For the embedded broker, where queueing is an operation in memory."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def send(self, message: Message[Any]) -> None:
+        try:
+            self._broker.enqueue(message)
+        except QueueIsFull as error:
+            raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from error
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class ThreadPublisher:
+    """For RabbitMQ, whose connections belong to one thread each: one thread publishes for the whole gateway."""
+
+    def __init__(self, broker: RabbitmqBroker) -> None:
+        self._broker = broker
+        self._waiting: Queue[tuple[Message[Any], Future[None]] | None] = Queue(PUBLISH_WAITING_MAX)
+        self._thread = threading.Thread(target=self._run, name="scheduler-publisher", daemon=True)
+        self._thread.start()
+
+    async def send(self, message: Message[Any]) -> None:
+        done: Future[None] = Future()
+        try:
+            self._waiting.put_nowait((message, done))
+        except Full:
+            raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from None
+        await asyncio.wrap_future(done)
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self._waiting.get(timeout=CONNECTION_SERVICE_SECONDS)
+            except Empty:
+                self._service_connection()
+                continue
+            if item is None:
+                del self._broker.connection
+                return
+            message, done = item
+            try:
+                self._broker.enqueue(message)
+                done.set_result(None)
+            except (DramatiqError, pika.exceptions.AMQPError, OSError) as error:
+                log.warning("could not publish to the broker: %s", type(error).__name__)
+                done.set_exception(SchedulerUnavailable(SchedulerUnavailable.__doc__))
+
+    def _service_connection(self) -> None:
+        try:
+            self._broker.connection.process_data_events()
+        except (pika.exceptions.AMQPError, OSError) as error:
+            log.info("the publisher's connection to the broker was lost: %s", type(error).__name__)
+            del self._broker.connection
+
+
+def make_publisher(broker: Broker) -> Publisher:
+    return ThreadPublisher(broker) if isinstance(broker, RabbitmqBroker) else DirectPublisher(broker)

@@ -1,0 +1,158 @@
+"""A Dramatiq broker inside the process, for a coordinator that needs no other.
+
+It keeps nothing on disk: what must not be lost is committed to the ledger before it is queued here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from queue import Empty, Full, Queue
+
+from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
+from dramatiq.errors import QueueNotFound
+
+QUEUE_MESSAGES_MAX = 10_000
+DEAD_LETTERS_MAX = 1_000
+
+
+class QueueIsFull(Exception):
+    """The scheduler's queue has no room; try again."""
+
+
+class EmbeddedBroker(Broker):
+    """Bounded queues in memory. A delayed message is put back by a timer thread the moment it is due.
+
+    ``dead_letters`` holds the newest messages that were given up, as they were sent and without any exception.
+    """
+
+    def __init__(self, middleware: list[Middleware], *, queue_messages_max: int = QUEUE_MESSAGES_MAX) -> None:
+        super().__init__(middleware)
+        self._queue_messages_max = queue_messages_max
+        self._delays = _DelayLine(self._put)
+        self.dead_letters: deque[Message[object]] = deque(maxlen=DEAD_LETTERS_MAX)
+
+    def declare_queue(self, queue_name: str) -> None:
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues[queue_name] = Queue(self._queue_messages_max)
+            self.emit_after("declare_queue", queue_name)
+
+    def enqueue(self, message: Message[object], *, delay: int | None = None) -> Message[object]:
+        """Queue a message, ``delay`` milliseconds from now.
+
+        Raises:
+            QueueIsFull: the bound is reached.
+        """
+        self.emit_before("enqueue", message, delay)
+        if delay:
+            self._delays.add(time.monotonic() + delay / 1000, message)
+        else:
+            self._put(message)
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
+        return _EmbeddedConsumer(self._queue(queue_name), self.dead_letters, prefetch, timeout)
+
+    def get_declared_queues(self) -> Iterable[str]:
+        return set(self.queues)
+
+    def flush(self, queue_name: str) -> None:
+        queue = self._queue(queue_name)
+        while True:
+            try:
+                queue.get_nowait()
+            except Empty:
+                return
+
+    def close(self) -> None:
+        self._delays.close()
+
+    def _put(self, message: Message[object]) -> None:
+        try:
+            self._queue(message.queue_name).put_nowait(message.encode())
+        except Full:
+            raise QueueIsFull(QueueIsFull.__doc__) from None
+
+    def _queue(self, queue_name: str) -> Queue[bytes]:
+        try:
+            found: Queue[bytes] = self.queues[queue_name]
+        except KeyError:
+            raise QueueNotFound(queue_name) from None
+        return found
+
+
+class _EmbeddedConsumer(Consumer):
+    def __init__(
+        self, queue: Queue[bytes], dead_letters: deque[Message[object]], prefetch: int, timeout_ms: int
+    ) -> None:
+        self._queue = queue
+        self._dead_letters = dead_letters
+        self._timeout_seconds = timeout_ms / 1000
+        # A worker holds at most this many messages, so that what it holds stays bounded too.
+        self._room = threading.Semaphore(prefetch)
+
+    def ack(self, message: MessageProxy) -> None:
+        self._room.release()
+
+    def nack(self, message: MessageProxy) -> None:
+        self._dead_letters.append(message._message)
+        self._room.release()
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        for message in messages:
+            self._queue.put(message.encode())
+
+    def __next__(self) -> MessageProxy | None:
+        if not self._room.acquire(timeout=self._timeout_seconds):
+            return None
+        try:
+            data = self._queue.get(timeout=self._timeout_seconds)
+        except Empty:
+            self._room.release()
+            return None
+        return MessageProxy(Message.decode(data))
+
+
+class _DelayLine:
+    """Hands messages over when they are due, the earliest first."""
+
+    def __init__(self, hand_over: Callable[[Message[object]], None]) -> None:
+        self._hand_over = hand_over
+        self._due: list[tuple[float, int, Message[object]]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="scheduler-delays", daemon=True)
+        self._thread.start()
+
+    def add(self, due_at: float, message: Message[object]) -> None:
+        with self._changed:
+            if len(self._due) >= QUEUE_MESSAGES_MAX:
+                raise QueueIsFull(QueueIsFull.__doc__)
+            heapq.heappush(self._due, (due_at, next(self._order), message))
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (not self._due or self._due[0][0] > time.monotonic()):
+                    self._changed.wait(self._due[0][0] - time.monotonic() if self._due else None)
+                if self._closed:
+                    return
+                due_at, _, message = heapq.heappop(self._due)
+            try:
+                self._hand_over(message)
+            except QueueIsFull:
+                self.add(due_at + 1.0, message)

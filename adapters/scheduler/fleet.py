@@ -1,0 +1,164 @@
+"""The fleet table: connected machines, their claimed slots, and the requests that wait for one.
+
+It is derived from live sockets and may be lost at any time: gateways announce their machines again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from adapters.postgres import sql
+from adapters.postgres.pool import AsyncConnection, connection_of
+from domain.dispatch import DispatchJob
+from domain.routing import Candidate, Load, Snapshot
+
+_snapshot = msgspec.json.Decoder(Snapshot)
+_job = msgspec.json.Decoder(DispatchJob)
+
+
+AttemptHasSlot = psycopg.errors.UniqueViolation
+
+
+class SchedulerFleet:
+    """The scheduler's side, called from worker threads."""
+
+    def __init__(self, pool: ConnectionPool[Any]) -> None:
+        self._pool = pool
+
+    def candidates(self, model: str, gateway_id: UUID) -> list[Candidate]:
+        """Machines on a gateway that offer a model, with what is in flight on each."""
+        with self._pool.connection() as connection:
+            rows = connection.execute(sql.CANDIDATES, {"model": model, "gateway_id": gateway_id}, prepare=True)
+            return [Candidate(_snapshot.decode(row[0]), Load(*row[1:])) for row in rows]
+
+    def claim(self, job: DispatchJob, session_id: str, *, seconds: float) -> bool:
+        """Take a slot of a machine for an attempt; False when it has none left.
+
+        Raises:
+            AttemptHasSlot: the attempt has a slot already; nothing changed.
+        """
+        with self._pool.connection() as connection:
+            row = connection.execute(
+                sql.CLAIM_SLOT,
+                {
+                    "session_id": session_id,
+                    "request_id": job.request_id,
+                    "attempt": job.attempt,
+                    "model": job.model,
+                    "output_tokens": job.output_tokens,
+                    "gateway_id": job.reply_to,
+                    "seconds": seconds,
+                },
+                prepare=True,
+            ).fetchone()
+            return row is not None
+
+    def claimed_session(self, request_id: UUID, attempt: int) -> str | None:
+        with self._pool.connection() as connection:
+            row = connection.execute(sql.CLAIM_OF, (request_id, attempt)).fetchone()
+            return str(row[0]) if row else None
+
+    def release(self, request_id: UUID, attempt: int) -> None:
+        with self._pool.connection() as connection:
+            connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)
+
+    def park(self, job: DispatchJob, *, seconds: float, depth_max: int) -> bool:
+        """Let a request wait; False when its model's queue is full."""
+        with self._pool.connection() as connection:
+            row = connection.execute(
+                sql.PARK_WAITER,
+                {
+                    "request_id": job.request_id,
+                    "attempt": job.attempt,
+                    "model": job.model,
+                    "gateway_id": job.reply_to,
+                    "seconds": seconds,
+                    "message": msgspec.json.encode(job),
+                    "depth_max": depth_max,
+                },
+                prepare=True,
+            ).fetchone()
+            return row is not None
+
+    def leave_queue(self, request_id: UUID) -> None:
+        with self._pool.connection() as connection:
+            connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
+
+    def offers(self, model: str) -> int:
+        """How many connected machines offer a model, busy or not."""
+        with self._pool.connection() as connection:
+            return len(connection.execute(sql.MODEL_OFFERS, {"model": model}).fetchall())
+
+    def wake(self, models: Sequence[str], count: int) -> list[DispatchJob]:
+        with self._pool.connection() as connection:
+            return _woken(connection.execute(sql.WAKE_WAITER, (list(models), count), prepare=True))
+
+    def sweep(self) -> list[DispatchJob]:
+        """Forget what lapsed, and wake every queue once in case a wake was lost."""
+        with self._pool.connection() as connection:
+            connection.execute(sql.SWEEP_FLEET)
+            models = [row[0] for row in connection.execute(sql.WAITING_MODELS)]
+            return _woken(connection.execute(sql.WAKE_WAITER, (models, 100))) if models else []
+
+
+class GatewayFleet:
+    """The gateway's side: it keeps the machines on its own sockets true."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def announce(self, snapshot: Snapshot, *, routable: bool) -> list[DispatchJob]:
+        """Write a machine's state; returns requests that may now find a slot on it."""
+        models = list(snapshot.models)
+        async with connection_of(self._pool) as connection:
+            await connection.execute(
+                sql.ANNOUNCE_MACHINE,
+                {
+                    "session_id": snapshot.session_id,
+                    "gateway_id": snapshot.gateway_id,
+                    "models": models,
+                    "capacity": snapshot.capacity,
+                    "routable": routable,
+                    "snapshot": msgspec.json.encode(snapshot),
+                },
+                prepare=True,
+            )
+            if not routable:
+                return []
+            cursor = await connection.execute(sql.WAKE_WAITER, (models, snapshot.capacity), prepare=True)
+            return _woken(await cursor.fetchall())
+
+    async def withdraw(self, session_id: str) -> None:
+        async with connection_of(self._pool) as connection:
+            await connection.execute(sql.WITHDRAW_MACHINE, {"session_id": session_id})
+
+    async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
+        """Give an attempt's slot back; returns the request that may take it. Doing it twice does nothing."""
+        async with connection_of(self._pool) as connection:
+            freed = await (
+                await connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)
+            ).fetchone()
+            if freed is None:
+                return []
+            cursor = await connection.execute(sql.WAKE_WAITER, (freed[0], 1), prepare=True)
+            return _woken(await cursor.fetchall())
+
+    async def leave_queue(self, request_id: UUID) -> None:
+        async with connection_of(self._pool) as connection:
+            await connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
+
+    async def offers(self, model: str | None = None) -> list[Snapshot]:
+        """Connected machines that can be routed to, all or those that offer one model."""
+        async with connection_of(self._pool) as connection:
+            cursor = await connection.execute(sql.MODEL_OFFERS, {"model": model}, prepare=True)
+            return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
+
+
+def _woken(rows: Iterable[Sequence[Any]]) -> list[DispatchJob]:
+    return [_job.decode(row[0]) for row in rows]

@@ -1,0 +1,207 @@
+"""The scheduler's work, called by its actors: find a machine, end requests, sweep up.
+
+Everything here is synchronous, idempotent and bounded in time. Nothing waits for a slot in a worker thread: a request
+that finds none is parked as a row, and comes back as a new message when capacity appears.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from psycopg_pool import ConnectionPool
+
+from adapters.postgres import sql
+from adapters.postgres.writer import LedgerWriter
+from adapters.relay.mailbox import GatewayUnreachable, Mailbox
+from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet
+from domain import ledger, routing
+from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
+from domain.errors import UnknownRequest
+from domain.eventsourced import Actor
+from domain.requests import job_id_of
+from domain.routing import Candidate, Demand, Policy
+
+log = logging.getLogger(__name__)
+
+CLAIM_TRIES_MAX = 16
+SWEEP_REQUESTS_MAX = 1_000
+
+
+class Scheduler:
+    def __init__(
+        self,
+        *,
+        writer: LedgerWriter,
+        pool: ConnectionPool[Any],
+        mailbox: Mailbox,
+        policy: Policy,
+        resend: Callable[[DispatchJob], None],
+        fee_percent: int,
+        queue_depth_max: int,
+        lease_grace_seconds: float,
+        random: Random,
+    ) -> None:
+        self.fleet = SchedulerFleet(pool)
+        self._writer = writer
+        self._pool = pool
+        self._mailbox = mailbox
+        self._policy = policy
+        self._resend = resend
+        self._fee_percent = fee_percent
+        self._queue_depth_max = queue_depth_max
+        self._lease_grace_seconds = lease_grace_seconds
+        self._random = random
+
+    # --- dispatch ------------------------------------------------------------------------------------------------
+
+    def dispatch(self, job: DispatchJob) -> None:
+        """Give an attempt to the best machine and tell its gateway; else let it wait, or refuse it."""
+        seconds_left = job.deadline - time.time()
+        if seconds_left <= 0:
+            return
+        claimed = self._claim(job, seconds_left)
+        if claimed is None and job.may_wait:
+            claimed = self._park(job, seconds_left)
+        elif claimed is None:
+            self._mailbox.deliver(job.reply_to, self._refusal(job, "no_machine"))
+        if claimed is not None:
+            self._assign(job, claimed)
+
+    def _claim(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
+        demand = Demand(job.model, job.prompt_tokens, job.output_tokens, frozenset(job.excluded))
+        full: set[str] = set()
+        for _ in range(CLAIM_TRIES_MAX):
+            candidates = self.fleet.candidates(job.model, job.reply_to)
+            choice = routing.choose(
+                candidates,
+                demand,
+                self._policy,
+                self._random,
+                now=time.time(),
+                size_gb=job.size_gb,
+                passed_over=full,
+            )
+            if choice is None:
+                return None
+            session_id = choice.candidate.snapshot.session_id
+            try:
+                if self.fleet.claim(job, session_id, seconds=seconds_left + 60):
+                    return choice.candidate
+            except AttemptHasSlot:
+                return self._claimed_before(job, candidates)
+            full.add(session_id)
+        return None
+
+    def _claimed_before(self, job: DispatchJob, candidates: list[Candidate]) -> Candidate | None:
+        """A message that came twice finds the machine that its first run claimed."""
+        session_id = self.fleet.claimed_session(job.request_id, job.attempt)
+        return next((one for one in candidates if one.snapshot.session_id == session_id), None)
+
+    def _park(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
+        if not self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max):
+            self._mailbox.deliver(job.reply_to, self._refusal(job, "queue_full"))
+            return None
+        # A slot may have come free between looking and parking; its wake would have found nobody waiting.
+        claimed = self._claim(job, seconds_left)
+        if claimed is None:
+            notice = Waiting(request_id=job.request_id, attempt=job.attempt, machines=self.fleet.offers(job.model))
+            self._mailbox.deliver(job.reply_to, notice)
+        return claimed
+
+    def _assign(self, job: DispatchJob, chosen: Candidate) -> None:
+        machine = chosen.snapshot
+        try:
+            recorded = self._writer.execute(
+                ledger.Dispatch(
+                    actor=Actor("system", "scheduler"),
+                    correlation_id=str(job.request_id),
+                    request_id=job.request_id,
+                    attempt=job.attempt,
+                    provider_id=machine.session_id,
+                    machine_id=machine.machine_id,
+                    provider_key=machine.provider_key,
+                    provider_account_id=machine.account_id,
+                    failures=job.failures,
+                )
+            )
+            if recorded:
+                self._mailbox.deliver(
+                    job.reply_to,
+                    Assigned(
+                        request_id=job.request_id,
+                        attempt=job.attempt,
+                        job_id=str(job_id_of(job.request_id, job.attempt)),
+                        machine=machine,
+                    ),
+                )
+            else:
+                self.fleet.release(job.request_id, job.attempt)
+        except (GatewayUnreachable, UnknownRequest) as error:
+            # Without its gateway a request cannot go on: the prompt is there. The sweeper ends it.
+            log.warning("attempt %d of %s is dropped: %s", job.attempt, job.request_id, type(error).__name__)
+            self.fleet.release(job.request_id, job.attempt)
+        self.fleet.leave_queue(job.request_id)
+
+    @staticmethod
+    def _refusal(job: DispatchJob, reason: str) -> Refused:
+        return Refused(request_id=job.request_id, attempt=job.attempt, reason=reason)
+
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def settle(self, job: SettleJob) -> None:
+        self._writer.execute(settlement_of(job, self._fee_percent))
+
+    def release(self, job: ReleaseJob) -> None:
+        try:
+            self._writer.execute(release_of(job))
+        except UnknownRequest:
+            log.info("request %s was never admitted, so there is nothing to release", job.request_id)
+        self.fleet.leave_queue(job.request_id)
+
+    # --- sweeping ------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> int:
+        """End what a dead gateway or a passed deadline left open; returns how many requests that were."""
+        with self._pool.connection() as connection:
+            abandoned = connection.execute(
+                sql.ABANDONED_REQUESTS, (self._lease_grace_seconds, SWEEP_REQUESTS_MAX)
+            ).fetchall()
+            connection.execute(sql.DROP_ENDED_GATEWAYS)
+        for request_id, account_id in abandoned:
+            log.warning("request %s was left open by its gateway and is released", request_id)
+            self.release(ReleaseJob(request_id=request_id, account_id=account_id, reason="expired"))
+        for job in self.fleet.sweep():
+            self._resend(job)
+        return len(abandoned)
+
+
+def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
+    """The one way from a completion to events, for the gateway's direct run and for the actor that repeats it."""
+    return ledger.Settle(
+        actor=Actor("system", "settlement"),
+        correlation_id=str(job.request_id),
+        request_id=job.request_id,
+        account_id=job.account_id,
+        job_id=job.job_id,
+        claimed_prompt_tokens=job.claimed_prompt_tokens,
+        claimed_completion_tokens=job.claimed_completion_tokens,
+        completion_bound=job.completion_bound,
+        response_hash=job.response_hash,
+        se_signature=job.se_signature,
+        fee_percent=fee_percent,
+    )
+
+
+def release_of(job: ReleaseJob) -> ledger.Release:
+    return ledger.Release(
+        actor=Actor("system", "settlement"),
+        correlation_id=str(job.request_id),
+        request_id=job.request_id,
+        account_id=job.account_id,
+        reason=job.reason,
+        failures=job.failures,
+    )

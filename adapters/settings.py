@@ -1,0 +1,93 @@
+"""Every setting of the coordinator, in one typed place. Each is read from the environment as DARKBLOOM_<NAME>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+TrustLevel = Literal["none", "self_signed", "hardware"]
+
+
+class Settings(BaseSettings):
+    """The defaults are those of ``darkbloomd up`` on a developer's machine."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKBLOOM_", extra="ignore")
+
+    environment: Literal["development", "production"] = "development"
+    """Development mode lowers the trust floor and waives the manifest, SIP and posture gates; it says so everywhere."""
+
+    data_dir: Path = Path("~/.darkbloom/coordinator")
+    """Where the embedded PostgreSQL keeps its data. Unused with a database URL."""
+
+    database_url: str = ""
+    """A PostgreSQL server, version 15 or newer. Empty: the embedded one."""
+
+    broker_url: str = ""
+    """``amqp://…`` for RabbitMQ. Empty: the embedded broker, for a single process."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+
+    internal_url: str = ""
+    """Where schedulers reach this gateway. Empty: its own host and port over plain HTTP."""
+
+    internal_secret: str = ""
+    """Shared by gateways and schedulers to recognise each other. Needed when they are apart."""
+
+    minimum_trust: TrustLevel | None = None
+    """The trust floor of routing. Unset: ``none`` in development, ``hardware`` in production."""
+
+    cors_origins: tuple[str, ...] = ("https://console.darkbloom.dev",)
+    """Web origins that browsers may call from."""
+
+    platform_fee_percent: int = Field(0, ge=0, le=100)
+    minimum_charge_micro_usd: int = Field(100, ge=0)
+
+    inference_body_bytes_max: int = 16 * 1024 * 1024
+    queue_depth_max: int = 10
+    """Requests that may wait for one model; one more is refused."""
+
+    queue_wait_seconds: float = 120.0
+    no_provider_wait_seconds: float = 15.0
+    """How long a request waits for a model that no connected machine serves."""
+
+    first_signal_seconds: float = 10.0
+    first_content_seconds: float = 600.0
+    chunk_gap_seconds: float = 600.0
+    request_seconds_max: float = 3_600.0
+    hold_seconds: float = 3_690.0
+    settle_wait_seconds: float = 10.0
+    cancel_grace_seconds: float = 30.0
+    drain_seconds: float = 15.0
+
+    lease_seconds: float = 30.0
+    lease_renew_seconds: float = 10.0
+    lease_grace_seconds: float = 30.0
+    """A lapsed lease is acted on only after this long."""
+
+    sweep_seconds: float = 5.0
+
+    challenge_interval_seconds: float = 300.0
+    challenge_answer_seconds: float = 30.0
+    heartbeat_age_seconds_max: float = 90.0
+
+    scheduler_threads: int = Field(4, ge=1, le=64)
+    ledger_queue_max: int = 10_000
+    ledger_batch_max: int = 500
+
+    @property
+    def development(self) -> bool:
+        return self.environment == "development"
+
+    @property
+    def trust_floor(self) -> TrustLevel:
+        return self.minimum_trust or ("none" if self.development else "hardware")
+
+    @model_validator(mode="after")
+    def _no_lowered_floor_in_production(self) -> Settings:
+        if not self.development and self.trust_floor == "none":
+            raise ValueError("DARKBLOOM_MINIMUM_TRUST=none is for development only")
+        return self

@@ -1,0 +1,46 @@
+"""Files that only their owner may read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def private_directory(path: Path) -> Path:
+    """Make ``path`` a directory of mode 0700 and return it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tighten(path)
+    return path
+
+
+def tighten(path: Path) -> None:
+    """Take the group's and the world's rights away from ``path``, with a warning when there were any."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & _OTHERS:
+        _log.warning("%s was open to other users (mode %o); its mode is now %o", path, mode, mode & ~_OTHERS)
+        path.chmod(mode & ~_OTHERS)
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """Create ``path`` with mode 0600, whole or not at all.
+
+    Raises:
+        FileExistsError: the file exists; it is left as it is.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, unlike a rename, never replaces what is there.
+        os.link(name, path)
+    finally:
+        os.unlink(name)

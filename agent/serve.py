@@ -1,0 +1,107 @@
+"""``darkbloom serve``: from settings to a connected machine, and back down again (provider agent, section 3.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from agent import hardware, models
+from agent.engine.text import TextEngine
+from agent.engine.thread import MlxThread
+from agent.errors import AgentStopping
+from agent.files import private_directory
+from agent.identity import load_identity
+from agent.link import Link
+from agent.lock import InstanceLock
+from agent.log import guard_loop
+from agent.machine import Machine, Slot
+from agent.models import ModelFolder
+from agent.posture import Hardening, harden
+from agent.settings import ServeSettings
+from agent.shutdown import Shutdown
+from agent.version import agent_version
+from domain.protocol import OfferedModel
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: ServeSettings) -> int:
+    """Serve until a signal ends it; returns the exit code.
+
+    Raises:
+        StartError: the agent cannot start, or another one took its place.
+    """
+    lock = InstanceLock(private_directory(settings.home))
+    hardening = harden(os.environ)
+    folders = [models.inspect(path) for path in settings.model_paths]
+    thread = MlxThread()
+    try:
+        return asyncio.run(_serve(settings, hardening, folders, thread))
+    finally:
+        thread.close()
+        lock.release()
+
+
+async def _serve(settings: ServeSettings, hardening: Hardening, folders: list[ModelFolder], thread: MlxThread) -> int:
+    guard_loop(asyncio.get_running_loop())
+    shutdown = Shutdown(settings.drain_timeout_seconds)
+    shutdown.listen()
+    facts = await asyncio.to_thread(hardware.detect)
+    _log.info(
+        'agent %s on "%s", %d GB, %d GPU cores, %.0f GB/s',
+        agent_version(),
+        facts.chip_name,
+        facts.memory_gb,
+        facts.gpu_cores,
+        facts.memory_bandwidth_gbs,
+    )
+    slots: dict[str, Slot] = {}
+    try:
+        for folder in folders:
+            slots[folder.id] = await shutdown.unless_draining(load_slot(folder, thread, settings.max_concurrent))
+    except AgentStopping:
+        _log.info("stopped while loading")
+        return shutdown.exit_code
+    machine = Machine(load_identity(settings.home), facts, hardening, slots, settings.auth_token_path)
+    link = Link(machine, shutdown, settings.coordinator_url, settings.coordinator_address, once=settings.once)
+    try:
+        await link.run()
+    finally:
+        for slot in slots.values():
+            slot.engine.close()
+    _log.info("stopped")
+    return shutdown.exit_code
+
+
+async def load_slot(folder: ModelFolder, thread: MlxThread, max_concurrent: int) -> Slot:
+    """Load a model, measure it, and take the fingerprint of its files.
+
+    Raises:
+        ModelRejected: the folder cannot be loaded or served.
+    """
+    engine = TextEngine(folder.path, thread, context_length=folder.context_length, max_concurrent=max_concurrent)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    throughput = await engine.start()
+    # On the MLX thread, which nothing else uses yet and which may be left behind when a signal comes now.
+    weight_hash = await asyncio.wrap_future(thread.call(lambda: models.fingerprint(folder.path)))
+    _log.info(
+        "%s ready in %.1f s (%.2f GB, %s, context %d; %.0f tokens/s in, %.0f tokens/s out)",
+        folder.id,
+        loop.time() - began,
+        folder.size_bytes / 1e9,
+        folder.quantization,
+        folder.context_length,
+        throughput.prefill_tps,
+        throughput.decode_tps,
+    )
+    offered = OfferedModel(
+        id=folder.id,
+        size_bytes=folder.size_bytes,
+        model_type=folder.model_type,
+        quantization=folder.quantization,
+        weight_hash=weight_hash,
+        context_length=folder.context_length,
+    )
+    return Slot(offered, engine, throughput)

@@ -1,0 +1,24 @@
+"""The HTTP application: its routers and its outer layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+
+from api import errors, health, internal
+from api.consumer import chat, models, payments
+from api.edge import Edge
+from api.providers import socket
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
+    app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for router in (chat.router, models.router, payments.router, health.router, internal.router, socket.router):
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Edge, development=development, origins=origins)
+    return app

@@ -1,0 +1,265 @@
+"""The one place that wires adapters to the domain and to the handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+
+
+from dramatiq import Broker
+from fastapi import FastAPI
+
+from adapters.crypto.sealing import NaclSealing
+from adapters.postgres import migrate
+from adapters.postgres.credentials import StoredCredentials
+from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
+from adapters.postgres.pool import connection_of, make_async_pool, open_pool
+from adapters.postgres.writer import LedgerWriter
+from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
+from adapters.scheduler.actors import message_of, register
+from adapters.scheduler.brokers import make_broker, make_publisher
+from adapters.scheduler.fleet import GatewayFleet
+from adapters.scheduler.jobs import SchedulerJobs
+from adapters.scheduler.leases import GatewayLease
+from adapters.scheduler.scheduler import Scheduler
+from adapters.scheduler.worker import SchedulerWorker
+from adapters.settings import Settings
+from api.app import make_app
+from api.consumer.inference import Timeouts
+from api.coordinator import Coordinator
+from api.inbox import Switchboard
+from api.ports import Caller, UsageRow
+from domain.catalog import Catalog
+from domain.dispatch import DispatchJob
+from domain.routing import Policy
+from projections.balances import Balances
+from projections.books import StoredBooks
+from projections.earnings import Earnings
+from projections.journal import JournalLines
+from projections.open_requests import OpenRequests
+from projections.runner import ProjectionRunner
+from projections.usage import UsageEntries
+
+log = logging.getLogger(__name__)
+
+GATEWAY_CONNECTIONS_MAX = 10
+
+
+@contextmanager
+def database(settings: Settings) -> Generator[str, None, None]:
+    """The DSN of the configured server, or of an embedded one that runs as long as the context."""
+    if settings.database_url:
+        yield settings.database_url
+        return
+    with EmbeddedPostgres.start(_data_dir(settings)) as server:
+        yield server.dsn
+
+
+@contextmanager
+def database_of_command(settings: Settings) -> Generator[str, None, None]:
+    """The same for a short command, which also works beside a running coordinator."""
+    running = None if settings.database_url else running_dsn(_data_dir(settings))
+    if running is not None:
+        yield running
+        return
+    with database(settings) as dsn:
+        migrate.upgrade(dsn)
+        yield dsn
+
+
+def _data_dir(settings: Settings) -> Path:
+    return settings.data_dir.expanduser().absolute()
+
+
+@contextmanager
+def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None, None]:
+    writer = LedgerWriter(
+        dsn,
+        [Balances(), UsageEntries(), OpenRequests()],
+        queue_max=settings.ledger_queue_max,
+        batch_max=settings.ledger_batch_max,
+    )
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.stop()
+
+
+@contextmanager
+def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
+    runner = ProjectionRunner(dsn, [Earnings(), JournalLines()])
+    runner.start()
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+def policy_of(settings: Settings) -> Policy:
+    return Policy(
+        minimum_trust=settings.trust_floor,
+        development=settings.development,
+        challenge_age_seconds_max=settings.challenge_interval_seconds + 60.0,
+    )
+
+
+@contextmanager
+def scheduler_worker(
+    dsn: str, settings: Settings, broker: Broker, writer: LedgerWriter, local: LocalMailbox | None
+) -> Generator[SchedulerWorker, None, None]:
+    """The scheduler's threads. ``local`` delivers notices in this process; without it they go over internal HTTP."""
+    pool = open_pool(dsn, size_max=settings.scheduler_threads + 1)
+    mailbox: Mailbox = local or HttpMailbox(pool, settings.internal_secret)
+
+    def resend(job: DispatchJob) -> None:
+        broker.enqueue(message_of(job))
+
+    scheduler = Scheduler(
+        writer=writer,
+        pool=pool,
+        mailbox=mailbox,
+        policy=policy_of(settings),
+        resend=resend,
+        fee_percent=settings.platform_fee_percent,
+        queue_depth_max=settings.queue_depth_max,
+        lease_grace_seconds=settings.lease_grace_seconds,
+        random=SystemRandom(),
+    )
+    register(broker, scheduler)
+    worker = SchedulerWorker(broker, threads=settings.scheduler_threads, sweep_seconds=settings.sweep_seconds)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        if isinstance(mailbox, HttpMailbox):
+            mailbox.close()
+        pool.close()
+
+
+class _Credentials(StoredCredentials):
+    async def find_api_key(self, token: str) -> Caller | None:
+        found = await super().find_api_key(token)
+        return Caller(*found) if found else None
+
+
+class _Books(StoredBooks):
+    async def usage(self, account_id: str, *, before_position: int, limit: int) -> Sequence[UsageRow]:
+        rows = await super().usage(account_id, before_position=before_position, limit=limit)
+        return [UsageRow(*row) for row in rows]
+
+
+def gateway_app(
+    dsn: str,
+    settings: Settings,
+    broker: Broker,
+    writer: LedgerWriter,
+    switchboard: Switchboard,
+    *,
+    owns_database: bool,
+) -> FastAPI:
+    """The HTTP application. Its lifespan holds the pool, the lease and the way to the scheduler."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        async with AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(make_async_pool(dsn, size_max=GATEWAY_CONNECTIONS_MAX))
+            publisher = make_publisher(broker)
+            stack.callback(publisher.close)
+            lease = GatewayLease(
+                pool,
+                settings.internal_url,
+                seconds=settings.lease_seconds,
+                renew_seconds=settings.lease_renew_seconds,
+                on_lost=lambda: app.state.coordinator.lease_lost(),
+            )
+            app.state.coordinator = Coordinator(
+                ledger=writer,
+                books=_Books(partial(connection_of, pool)),
+                credentials=_Credentials(pool),
+                jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
+                fleet=GatewayFleet(pool),
+                sealing=NaclSealing(),
+                gateway=lease,
+                catalog=Catalog.built_in(development=settings.development),
+                policy=policy_of(settings),
+                timeouts=timeouts_of(settings),
+                settings=settings,
+                switchboard=switchboard,
+                internal_secret=settings.internal_secret,
+            )
+            if owns_database:
+                await lease.end_all()
+            await lease.take()
+            stack.push_async_callback(lease.end)
+            keeping = asyncio.create_task(lease.keep())
+            stack.callback(keeping.cancel)
+            yield
+
+    return make_app(lifespan, development=settings.development, origins=settings.cors_origins)
+
+
+def timeouts_of(settings: Settings) -> Timeouts:
+    return Timeouts(
+        queue_wait=settings.queue_wait_seconds,
+        no_provider_wait=settings.no_provider_wait_seconds,
+        first_signal=settings.first_signal_seconds,
+        first_content=settings.first_content_seconds,
+        chunk_gap=settings.chunk_gap_seconds,
+        request_max=settings.request_seconds_max,
+        settle_wait=settings.settle_wait_seconds,
+        cancel_grace=settings.cancel_grace_seconds,
+    )
+
+
+Serve = Callable[[FastAPI], None]
+
+
+def run_everything(settings: Settings, serve: Serve) -> None:
+    """``darkbloomd up``: gateway, scheduler and projections in one process."""
+    with database(settings) as dsn:
+        migrate.upgrade(dsn)
+        broker = make_broker(settings.broker_url)
+        switchboard = Switchboard()
+        local = None if settings.broker_url else LocalMailbox(switchboard.hand_over)
+        with (
+            ledger_writer(dsn, settings) as writer,
+            projection_runner(dsn),
+            scheduler_worker(dsn, settings, broker, writer, local),
+        ):
+            owns_database = not settings.database_url
+            serve(gateway_app(dsn, settings, broker, writer, switchboard, owns_database=owns_database))
+
+
+def run_gateway(settings: Settings, serve: Serve) -> None:
+    """``darkbloomd serve``: a gateway whose scheduler runs elsewhere."""
+    migrate.require_current(settings.database_url)
+    broker = make_broker(settings.broker_url)
+    with ledger_writer(settings.database_url, settings) as writer:
+        serve(gateway_app(settings.database_url, settings, broker, writer, Switchboard(), owns_database=False))
+
+
+def run_scheduler(settings: Settings, wait: Callable[[], None]) -> None:
+    """``darkbloomd schedule``: a scheduler for gateways that run elsewhere."""
+    migrate.require_current(settings.database_url)
+    broker = make_broker(settings.broker_url)
+    with (
+        ledger_writer(settings.database_url, settings) as writer,
+        scheduler_worker(settings.database_url, settings, broker, writer, None),
+    ):
+        wait()
+
+
+def run_projections(settings: Settings, wait: Callable[[], None]) -> None:
+    """``darkbloomd project``."""
+    migrate.require_current(settings.database_url)
+    with projection_runner(settings.database_url):
+        wait()
+
+

@@ -1,0 +1,70 @@
+"""From a valid request to a held worst case: the bounds, the quote, the command (money, section 4.1)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ROUTING_OUTPUT_TOKENS, ChatRequest
+from api.ports import Caller
+from domain.catalog import CatalogModel
+from domain.eventsourced import Actor
+from domain.ledger import Admit
+from domain.pricing import quote_for
+
+COMPLETION_SLACK_TOKENS = 16
+"""Tokens that may be generated without a byte reaching the consumer: ends of text and cut-off stop sequences."""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The most tokens that a request can be charged for, and what routing expects of it."""
+
+    prompt_bound: int
+    output_bound: int
+    prompt_estimate: int
+    output_estimate: int
+
+
+def bounds_of(request: ChatRequest, model: CatalogModel) -> Bounds:
+    """A token is at least one byte, so a prompt has no more tokens than bytes, plus what the template adds."""
+    template_tokens = model.template_tokens + model.message_tokens * request.message_count
+    output_bound = min(request.output_limit or DEFAULT_OUTPUT_TOKENS, model.output_max)
+    return Bounds(
+        prompt_bound=min(request.prompt_bytes + template_tokens, model.context_length),
+        output_bound=output_bound,
+        prompt_estimate=request.prompt_estimate,
+        output_estimate=min(request.output_limit or ROUTING_OUTPUT_TOKENS, output_bound),
+    )
+
+
+def admit_command(
+    *,
+    request_id: UUID,
+    caller: Caller,
+    gateway_id: UUID,
+    model: CatalogModel,
+    bounds: Bounds,
+    minimum_charge_micro_usd: int,
+    expires_at: datetime,
+) -> Admit:
+    return Admit(
+        actor=Actor("consumer", caller.account_id),
+        correlation_id=str(request_id),
+        request_id=request_id,
+        account_id=caller.account_id,
+        key_id=caller.key_id,
+        gateway_id=str(gateway_id),
+        model=model.id,
+        prompt_estimate=bounds.prompt_estimate,
+        prompt_bound=bounds.prompt_bound,
+        output_bound=bounds.output_bound,
+        quote=quote_for(model.id, minimum_charge_micro_usd=minimum_charge_micro_usd),
+        expires_at=expires_at,
+    )
+
+
+def completion_bound(delivered_bytes: int, stop_bytes: int) -> int:
+    """The most completion tokens that the delivered bytes can be."""
+    return delivered_bytes + stop_bytes + COMPLETION_SLACK_TOKENS

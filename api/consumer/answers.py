@@ -1,0 +1,83 @@
+"""What a machine's answer says, read into types: stream chunks and whole completions in OpenAI's form."""
+
+from __future__ import annotations
+
+import msgspec
+
+PREFIX = b"data: "
+
+
+class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message or a delta. ``reasoning`` and ``reasoning_content`` are two names of one thing."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def thinking(self) -> str:
+        return self.reasoning_content or self.reasoning or ""
+
+    @property
+    def content_bytes(self) -> int:
+        return len((self.content or "").encode()) + len(self.thinking.encode())
+
+
+class ProviderDelta(msgspec.Struct, frozen=True):
+    index: int = 0
+    delta: ProviderMessage = ProviderMessage()
+    finish_reason: str | None = None
+
+
+class ProviderChunk(msgspec.Struct, frozen=True):
+    choices: tuple[ProviderDelta, ...] = ()
+
+    @property
+    def content_bytes(self) -> int:
+        return sum(choice.delta.content_bytes for choice in self.choices)
+
+    @property
+    def has_content(self) -> bool:
+        """Whether this commits the answer: text, reasoning or a finish, but not a bare role."""
+        return any(choice.finish_reason or choice.delta.content_bytes for choice in self.choices)
+
+
+class WholeChoice(msgspec.Struct, frozen=True):
+    message: ProviderMessage
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """A completion that came in one piece."""
+
+    choices: tuple[WholeChoice, ...]
+
+    @property
+    def content_bytes(self) -> int:
+        return sum(choice.message.content_bytes for choice in self.choices)
+
+    @property
+    def has_content(self) -> bool:
+        return True
+
+
+_chunk = msgspec.json.Decoder(ProviderChunk)
+_whole = msgspec.json.Decoder(Whole)
+
+
+def read_chunk(text: bytes) -> ProviderChunk:
+    """Raises ValueError when the text is not an event of a chat stream."""
+    return _chunk.decode(_payload(text))
+
+
+def read_whole(text: bytes) -> Whole:
+    """Raises ValueError when the text is not a chat completion."""
+    return _whole.decode(_payload(text))
+
+
+def _payload(text: bytes) -> bytes:
+    if not text.startswith(PREFIX):
+        raise ValueError("not a data line")
+    return text[len(PREFIX) :]

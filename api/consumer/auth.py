@@ -1,0 +1,33 @@
+"""Who calls: API keys in either of the two headers (consumer API, section 3)."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+
+from api.ports import Caller, Credentials
+from domain.errors import AuthenticationFailed
+
+PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
+
+
+def token_of(headers: Headers) -> str:
+    """The credential that was sent, or an empty text. ``Authorization`` wins over ``X-Api-Key``."""
+    authorization = headers.get("authorization")
+    if authorization is None:
+        return headers.get("x-api-key", "").strip()
+    scheme, _, token = authorization.strip().partition(" ")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and " " not in token else ""
+
+
+async def authenticate(headers: Headers, credentials: Credentials) -> Caller:
+    """Raises AuthenticationFailed for a missing, unknown, revoked or foreign credential."""
+    token = token_of(headers)
+    if not token:
+        raise AuthenticationFailed
+    if token.startswith(PROVIDER_TOKEN_PREFIX):
+        raise AuthenticationFailed("A provider token cannot call this endpoint; use an API key.")
+    caller = await credentials.find_api_key(token)
+    if caller is None:
+        raise AuthenticationFailed("This API key is unknown or revoked; create one with 'darkbloomd keys create'.")
+    return caller

@@ -1,0 +1,67 @@
+"""Reads a request body within its bounds of size and time (consumer API, section 2.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from domain.errors import InvalidRequest, PayloadTooLarge
+
+RECEIVE_SECONDS_MAX = 60.0
+NESTING_MAX = 128
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+async def read_json_object(request: Request, bytes_max: int) -> dict[str, Any]:
+    """Read and parse a JSON object.
+
+    Raises:
+        PayloadTooLarge: the body is over the bound; it is not read further.
+        InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
+    """
+    raw = await _read(request, bytes_max)
+    if _nesting_of(raw) > NESTING_MAX:
+        raise InvalidRequest(f"The request body is nested more than {NESTING_MAX} levels deep.")
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("The request body is not valid JSON.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return body
+
+
+async def _read(request: Request, bytes_max: int) -> bytes:
+    too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise too_large
+    received = bytearray()
+    try:
+        async with asyncio.timeout(RECEIVE_SECONDS_MAX):
+            async for part in request.stream():
+                received += part
+                if len(received) > bytes_max:
+                    raise too_large
+    except TimeoutError:
+        raise InvalidRequest(f"The request body did not arrive within {RECEIVE_SECONDS_MAX:.0f} seconds.") from None
+    except ClientDisconnect:
+        raise InvalidRequest("The connection closed before the request body was complete.") from None
+    return bytes(received)
+
+
+def _nesting_of(raw: bytes) -> int:
+    """How deep objects and arrays stand in each other; what stands inside of strings does not count."""
+    if raw.count(b"{") + raw.count(b"[") <= NESTING_MAX:
+        return 0
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", raw)):
+        depth += 1 if bracket in b"{[" else -1
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,205 @@
+"""What a chat completion request may say, and what is made of it for a machine (consumer API, sections 2.8 and 6.1).
+
+A member that this version cannot honour is refused by name: silence would hide the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from domain.errors import InvalidRequest
+
+DEFAULT_OUTPUT_TOKENS = 8_192
+ROUTING_OUTPUT_TOKENS = 256
+"""What routing assumes of a request that names no limit."""
+
+STOP_SEQUENCES_MAX = 4
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_PROMPT_MEMBERS = ("messages", "system", "instructions", "input", "prompt", "tools")
+_NOT_FORWARDED = frozenset(
+    {
+        *_OUTPUT_LIMITS,
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "provider_serial",
+        "provider_serials",
+        "min_trust",
+        "stream_options",
+    }
+)
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """A valid request. ``output_limit`` is None when the client set none; ``prompt_bytes`` counts every member that
+    reaches the prompt, ``message_count`` its messages; ``stop_bytes`` is the longest stop sequence."""
+
+    body: dict[str, Any]
+    model: str
+    stream: bool
+    include_usage: bool
+    output_limit: int | None
+    prompt_bytes: int
+    prompt_estimate: int
+    message_count: int
+    stop_bytes: int
+
+
+def parse_chat(body: dict[str, Any]) -> ChatRequest:
+    """Check a chat completion body.
+
+    Raises:
+        InvalidRequest: with ``param`` naming the member at fault. What it held is not repeated.
+    """
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    _check_messages(body.get("messages"))
+    for name, check in _CHECKS.items():
+        if body.get(name) is not None:
+            check(name, body[name])
+    options = body.get("stream_options") or {}
+    stop = body.get("stop") or []
+    stops = [stop] if isinstance(stop, str) else stop
+    return ChatRequest(
+        body=body,
+        model=model,
+        stream=bool(body.get("stream")),
+        include_usage=bool(options.get("include_usage")),
+        output_limit=next((body[name] for name in _OUTPUT_LIMITS if body.get(name)), None),
+        prompt_bytes=sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None),
+        prompt_estimate=max(1, _size_of(body["messages"]) // 4),
+        message_count=len(body["messages"]),
+        stop_bytes=max((len(text.encode()) for text in stops), default=0),
+    )
+
+
+def body_for_machine(request: ChatRequest, output_limit: int) -> bytes:
+    """The JSON that is sealed to the machine: exactly one output limit, and nothing that names the caller."""
+    forwarded = {name: value for name, value in request.body.items() if name not in _NOT_FORWARDED}
+    forwarded["max_tokens"] = output_limit
+    if isinstance(forwarded.get("stop"), str):
+        forwarded["stop"] = [forwarded["stop"]]
+    return msgspec.json.encode(forwarded)
+
+
+def _size_of(value: Any) -> int:
+    return len(value.encode()) if isinstance(value, str) else len(msgspec.json.encode(value))
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("'messages' must be a list with at least one message.", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            raise InvalidRequest(
+                f"messages[{index}] must be an object whose role is one of {', '.join(sorted(_ROLES))}.",
+                param="messages",
+            )
+        _check_content(index, message)
+
+
+def _check_content(index: int, message: dict[str, Any]) -> None:
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message["role"] == "assistant"):
+        return
+    if not isinstance(content, list) or not content:
+        raise InvalidRequest(f"messages[{index}].content must be a text or a list of parts.", param="messages")
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequest(
+                f"messages[{index}] has a content part that this model cannot read; only text parts are supported.",
+                param="messages",
+            )
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"'{name}' must be true or false.", param=name)
+
+
+def _token_limit(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise InvalidRequest(f"'{name}' must be a whole number of tokens, 1 or more.", param=name)
+
+
+def _number(low: float, high: float) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise InvalidRequest(f"'{name}' must be a number from {low:g} to {high:g}.", param=name)
+
+    return check
+
+
+def _top_p(name: str, value: Any) -> None:
+    _number(0, 1)(name, value)
+    if value == 0:
+        raise InvalidRequest("'top_p' must be above 0.", param=name)
+
+
+def _seed(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
+
+
+def _stop(name: str, value: Any) -> None:
+    texts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(texts, list)
+        or len(texts) > STOP_SEQUENCES_MAX
+        or not all(isinstance(text, str) and text for text in texts)
+    ):
+        raise InvalidRequest(f"'stop' must be a text or up to {STOP_SEQUENCES_MAX} texts, none empty.", param=name)
+
+
+def _stream_options(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise InvalidRequest("'stream_options' must be an object.", param=name)
+    if value.get("include_usage") is not None:
+        _boolean("stream_options", value["include_usage"])
+
+
+def _response_format(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or value.get("type") != "text":
+        raise InvalidRequest("Only the response format 'text' is supported here.", param=name)
+
+
+def _only(default: Any, what: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value != default or isinstance(value, bool) != isinstance(default, bool):
+            raise InvalidRequest(f"{what} not supported here; leave '{name}' out.", param=name)
+
+    return check
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "stream": _boolean,
+    "stream_options": _stream_options,
+    **dict.fromkeys(_OUTPUT_LIMITS, _token_limit),
+    "temperature": _number(0, 2),
+    "top_p": _top_p,
+    "stop": _stop,
+    "seed": _seed,
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "response_format": _response_format,
+    "n": _only(1, "More than one choice is"),
+    "logprobs": _only(False, "Log probabilities are"),
+    "top_logprobs": _only(0, "Log probabilities are"),
+    "logit_bias": _only({}, "Token biases are"),
+    "tools": _only([], "Tools are"),
+    "tool_choice": _only("none", "Tools are"),
+    "functions": _only([], "Functions are"),
+    "function_call": _only("none", "Functions are"),
+    "audio": _only(None, "Audio output is"),
+    "provider_serial": _only(None, "Choosing a machine is"),
+    "provider_serials": _only(None, "Choosing a machine is"),
+    "min_trust": _only(None, "Choosing a trust level is"),
+}

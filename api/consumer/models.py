@@ -1,0 +1,95 @@
+"""GET /v1/models: what can be asked for now (consumer API, section 12.1)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.consumer.auth import authenticate
+from api.coordinator import Coordinator
+from domain.catalog import CatalogModel
+from domain.errors import ModelNotFound
+from domain.pricing import quote_for
+from domain.routing import TRUST_RANK, Snapshot
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    entries = await _entries(request)
+    listing = {
+        "object": "list",
+        "data": entries,
+        "has_more": False,
+        "first_id": entries[0]["id"] if entries else None,
+        "last_id": entries[-1]["id"] if entries else None,
+    }
+    return Response(msgspec.json.encode(listing), media_type="application/json")
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(request: Request, model_id: str) -> Response:
+    for entry in await _entries(request):
+        if entry["id"] == model_id:
+            return Response(msgspec.json.encode(entry), media_type="application/json")
+    raise ModelNotFound(param="model")
+
+
+async def _entries(request: Request) -> list[dict[str, Any]]:
+    """One entry a model that at least one machine offers, in order of their ids."""
+    coordinator: Coordinator = request.app.state.coordinator
+    await authenticate(request.headers, coordinator.credentials)
+    by_model: defaultdict[str, list[Snapshot]] = defaultdict(list)
+    for machine in await coordinator.fleet.offers():
+        for model_id in machine.models:
+            by_model[model_id].append(machine)
+    entries = []
+    for model_id, machines in sorted(by_model.items()):
+        model = coordinator.catalog.get(model_id)
+        if model is None and coordinator.catalog.open_to_unlisted:
+            model = coordinator.catalog.unlisted(model_id, machines[0].context_lengths.get(model_id, 0))
+        if model is not None:
+            entries.append(_entry(model, machines))
+    return entries
+
+
+def _entry(model: CatalogModel, machines: Sequence[Snapshot]) -> dict[str, Any]:
+    attested = [machine for machine in machines if machine.trust_level != "none"]
+    trust_level = max((machine.trust_level for machine in machines), key=lambda level: TRUST_RANK.get(level, -1))
+    quantization = machines[0].quantization.get(model.id) or model.quantization
+    quote = quote_for(model.id)
+    facts = {
+        "model_type": "text",
+        "quantization": quantization,
+        "provider_count": len(machines),
+        "trust_level": trust_level,
+        "display_name": model.display_name,
+    }
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "eigeninference",
+        "type": "model",
+        "created_at": datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+        "context_length": model.context_length,
+        "max_output_length": model.output_max,
+        "input_modalities": ["text"],
+        "pricing": {"prompt": _per_token(quote.input_price), "completion": _per_token(quote.output_price)},
+        **facts,
+        "attested": bool(attested),
+        "metadata": facts | {"attested_providers": len(attested), "routable_providers": len(machines)},
+    }
+
+
+def _per_token(price_micro_usd: int) -> str:
+    """Dollars for one token, exactly: a price is micro-USD for a million tokens."""
+    return f"0.{price_micro_usd:012d}".rstrip("0")

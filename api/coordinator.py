@@ -1,0 +1,134 @@
+"""One gateway: its ports, its open requests and its machines. ``bootstrap`` makes it, handlers use it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+from uuid import UUID
+
+from api.consumer.inference import MachineLink, Timeouts, Tools
+from api.inbox import Switchboard
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
+from api.providers.registry import MachineRegistry
+from api.providers.session import Surroundings
+from domain.catalog import Catalog
+from domain.dispatch import ReleaseJob, SettleJob
+from domain.errors import DarkbloomError
+from domain.routing import Policy
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15.0
+END_RETRY_SECONDS_MAX = 30.0
+
+
+class Limits(Protocol):
+    """The settings that the handlers read."""
+
+    inference_body_bytes_max: int
+    minimum_charge_micro_usd: int
+    hold_seconds: float
+    challenge_interval_seconds: float
+    challenge_answer_seconds: float
+    heartbeat_age_seconds_max: float
+
+
+class Coordinator:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        books: Books,
+        credentials: Credentials,
+        jobs: Jobs,
+        fleet: Fleet,
+        sealing: Sealing,
+        gateway: Gateway,
+        catalog: Catalog,
+        policy: Policy,
+        timeouts: Timeouts,
+        settings: Limits,
+        switchboard: Switchboard,
+        internal_secret: str,
+    ) -> None:
+        self.ledger = ledger
+        self.books = books
+        self.credentials = credentials
+        self.jobs = jobs
+        self.fleet = fleet
+        self.sealing = sealing
+        self.catalog = catalog
+        self.policy = policy
+        self.settings = settings
+        self.switchboard = switchboard
+        self.internal_secret = internal_secret
+        self.registry = MachineRegistry()
+        self.draining = False
+        self.keep_alive_seconds = KEEP_ALIVE_SECONDS
+        self._gateway = gateway
+        self._late_ends: set[asyncio.Task[None]] = set()
+        self.tools = Tools(
+            jobs=jobs,
+            fleet=fleet,
+            sealing=sealing,
+            machine_link=self._machine_link,
+            gateway_id=lambda: self.gateway_id,
+            timeouts=timeouts,
+            end_later=self.end_later,
+        )
+        self.surroundings = Surroundings(
+            ledger=ledger,
+            fleet=fleet,
+            jobs=jobs,
+            sealing=sealing,
+            registry=self.registry,
+            gateway=gateway,
+            policy=policy,
+            challenge_interval_seconds=settings.challenge_interval_seconds,
+            challenge_answer_seconds=settings.challenge_answer_seconds,
+            heartbeat_age_seconds_max=settings.heartbeat_age_seconds_max,
+            drained=lambda: self.draining,
+        )
+
+    @property
+    def gateway_id(self) -> UUID:
+        return self._gateway.gateway_id
+
+    def end_later(self, job: SettleJob | ReleaseJob) -> None:
+        """Hand an end to the scheduler, however often that has to be tried while this process lives."""
+        task = asyncio.create_task(self._hand_over(job))
+        self._late_ends.add(task)
+        task.add_done_callback(self._late_ends.discard)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, let what is open finish for a while, then abort the rest."""
+        self.draining = True
+        for session in self.registry.all():
+            await session.announce()
+        deadline = asyncio.get_running_loop().time() + seconds
+        while len(self.switchboard) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        self.switchboard.abort_all()
+        for session in self.registry.all():
+            await session.close(1012, "this gateway is stopping; connect again")
+
+    async def lease_lost(self) -> None:
+        """Others may already have ended what was open here; go on as a gateway of a new name."""
+        self.switchboard.abort_all()
+        for session in self.registry.all():
+            await session.announce()
+
+    def _machine_link(self, session_id: str) -> MachineLink | None:
+        return self.registry.find(session_id)
+
+    async def _hand_over(self, job: SettleJob | ReleaseJob) -> None:
+        pause = 0.2
+        while True:
+            try:
+                await self.jobs.send(job)
+                return
+            except DarkbloomError as error:
+                log.warning("an end is handed over later: %s", type(error).__name__)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, END_RETRY_SECONDS_MAX)

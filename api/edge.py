@@ -1,0 +1,110 @@
+"""The outermost layer of every HTTP answer: request ids, CORS, the mode header, the access log, crash recovery.
+
+Written on ASGI itself because it must not buffer streams. Source: consumer API, sections 2.1 to 2.3.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import error_response
+from domain.errors import InternalError
+
+access_log = logging.getLogger("darkbloom.access")
+log = logging.getLogger(__name__)
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+_ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
+_ALLOWED_HEADERS = (
+    "Content-Type, Authorization, X-Api-Key, anthropic-version, anthropic-beta, X-Request-ID, Idempotency-Key"
+)
+EXPOSED_HEADERS = (
+    "X-Request-ID, request-id, X-Inference-Job-ID, X-Provider-Attested, X-Provider-Trust-Level, X-Provider-Chip, "
+    "X-Provider-Id, X-Provider-Model, X-Provider-Encrypted, X-Provider-Secure-Enclave, X-Attestation-Se-Public-Key, "
+    "X-SE-Signature, X-Response-Hash, X-Timing, X-Darkbloom-Mode, Retry-After"
+)
+
+
+def new_request_id() -> str:
+    """12 characters that carry 60 random bits."""
+    bits = secrets.randbits(60)
+    return "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 60, 5))
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, *, development: bool, origins: Sequence[str]) -> None:
+        self._app = app
+        self._development = development
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if _ACCEPTED_ID.fullmatch(sent_id) else new_request_id()
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), headers, request_id)
+            await send(message)
+
+        try:
+            if scope["method"] == "OPTIONS":
+                await send_with_headers({"type": "http.response.start", "status": 204, "headers": []})
+                await send_with_headers({"type": "http.response.body", "body": b""})
+            else:
+                await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # the last line of defence: nothing that a request causes may end the server
+            log.error("request %s crashed: %s\n%s", request_id, type(error).__name__, _frames(error))
+            if not status:
+                await error_response(InternalError())(scope, receive, send_with_headers)
+        finally:
+            access_log.info(
+                "%s %s %d %.1f ms id=%s",
+                scope["method"],
+                scope["path"],
+                status,
+                (time.perf_counter() - started) * 1000,
+                request_id,
+            )
+
+    def _add_headers(self, answer: MutableHeaders, request: Headers, request_id: str) -> None:
+        answer["X-Request-ID"] = request_id
+        answer["request-id"] = request_id
+        if self._development:
+            answer["X-Darkbloom-Mode"] = "development"
+        origin = request.get("origin")
+        if self._origins:
+            answer.add_vary_header("Origin")
+        if origin in self._origins:
+            answer["Access-Control-Allow-Origin"] = origin
+            answer["Access-Control-Allow-Credentials"] = "true"
+            answer["Access-Control-Allow-Methods"] = _ALLOWED_METHODS
+            answer["Access-Control-Allow-Headers"] = ", ".join((_ALLOWED_HEADERS, *_stainless(request)))
+            answer["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+            answer["Access-Control-Max-Age"] = "600"
+
+
+def _stainless(request: Headers) -> list[str]:
+    asked = request.get("access-control-request-headers", "")
+    return [name.strip() for name in asked.split(",") if re.fullmatch(r"\s*x-stainless-[a-z-]{1,40}\s*", name.lower())]
+
+
+def _frames(error: Exception) -> str:
+    """The frames alone: an exception's own text may quote what was sent."""
+    return "".join(traceback.format_tb(error.__traceback__))

@@ -1,0 +1,30 @@
+"""GET /health and /readyz."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.coordinator import Coordinator
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Alive, and how many machines are connected here."""
+    coordinator: Coordinator = request.app.state.coordinator
+    answer: dict[str, object] = {"status": "ok", "providers": len(coordinator.registry)}
+    if coordinator.policy.development:
+        answer["mode"] = "development"
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+@router.get("/readyz")
+async def ready(request: Request) -> Response:
+    """503 while this gateway drains."""
+    coordinator: Coordinator = request.app.state.coordinator
+    status = 503 if coordinator.draining else 200
+    body = {"status": "draining" if coordinator.draining else "ready"}
+    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")

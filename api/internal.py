@@ -1,0 +1,40 @@
+"""POST /internal/notices: where schedulers in other processes tell this gateway about its attempts."""
+
+from __future__ import annotations
+
+import hmac
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.coordinator import Coordinator
+from domain.dispatch import Notice
+from domain.errors import AuthenticationFailed, InvalidRequest
+
+SECRET_HEADER = "X-Darkbloom-Internal"
+NOTICE_BYTES_MAX = 1024 * 1024
+
+router = APIRouter(include_in_schema=False)
+
+_decoder = msgspec.json.Decoder(Notice)
+
+
+@router.post("/internal/notices")
+async def take_notice(request: Request) -> Response:
+    """204 when somebody waits for the notice, 410 when nobody does any more."""
+    coordinator: Coordinator = request.app.state.coordinator
+    secret = coordinator.internal_secret
+    sent = request.headers.get(SECRET_HEADER, "")
+    if not secret or not hmac.compare_digest(sent.encode(), secret.encode()):
+        raise AuthenticationFailed("This endpoint is for the coordinator's own processes.")
+    received = bytearray()
+    async for part in request.stream():
+        received += part
+        if len(received) > NOTICE_BYTES_MAX:
+            raise InvalidRequest("The notice is too large.")
+    try:
+        notice = _decoder.decode(bytes(received))
+    except msgspec.DecodeError:
+        raise InvalidRequest("The body is not a notice.") from None
+    return Response(status_code=204 if coordinator.switchboard.hand_over(notice) else 410)

@@ -1,0 +1,346 @@
+"""One connected machine: its state, its jobs, its challenges (provider protocol, sections 1 to 3; attestation, section 6).
+
+Its identity is the hash of its signing key. Another connection of the same machine replaces this one only after it has
+answered a challenge with that key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from uuid import uuid4
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from api.inbox import Inbox, JobEvent, MachineLost
+from api.ports import Fleet, Gateway, Jobs, Ledger, Sealing
+from api.providers.challenge import Breach, Strike, check_answer, new_challenge
+from api.providers.registration import (
+    BANDWIDTH_GBS_MAX,
+    DECODE_TPS_MAX,
+    MEMORY_GB_MAX,
+    PREFILL_TPS_MAX,
+    Identity,
+    clamp,
+    concurrency_of,
+    hardware_facts,
+    is_private,
+    slots_of,
+)
+from api.providers.registry import MachineRegistry
+from domain import protocol
+from domain.dispatch import DispatchJob
+from domain.errors import DarkbloomError
+from domain.eventsourced import Actor
+from domain.ledger import CloseSession, OpenSession
+from domain.protocol import (
+    AttestationChallenge,
+    AttestationResponse,
+    FromCoordinator,
+    FromProvider,
+    Heartbeat,
+    Register,
+    TrustStatus,
+)
+from domain.routing import Candidate, Demand, Load, Policy, Snapshot, reasons_against
+
+log = logging.getLogger(__name__)
+
+STRIKES_MAX = 3
+CONTROL_WRITE_SECONDS = 5.0
+REPLACED = "replaced by new connection from same device"
+
+
+class Surroundings(NamedTuple):
+    """What every session needs of its gateway."""
+
+    ledger: Ledger
+    fleet: Fleet
+    jobs: Jobs
+    sealing: Sealing
+    registry: MachineRegistry
+    gateway: Gateway
+    policy: Policy
+    challenge_interval_seconds: float
+    challenge_answer_seconds: float
+    heartbeat_age_seconds_max: float
+    drained: Callable[[], bool]
+
+
+class ProviderSession:
+    def __init__(
+        self, socket: WebSocket, register: Register, identity: Identity, account_id: str, around: Surroundings
+    ) -> None:
+        self.session_id = str(uuid4())
+        self.identity = identity
+        self._socket = socket
+        self._register = register
+        self._account_id = account_id
+        self._around = around
+        self._jobs: dict[str, Inbox] = {}
+        self._heartbeat: Heartbeat | None = None
+        self._last_heartbeat_at = time.monotonic()
+        self._challenge: AttestationChallenge | None = None
+        self._challenge_passed_at = 0.0
+        self._strikes = 0
+        self._untrusted = ""
+        self._verdict: TrustStatus | None = None
+        self._close_reason = "connection lost"
+
+    # --- for the gateway (MachineLink) ---------------------------------------------------------------------------
+
+    def open_job(self, job_id: str, inbox: Inbox) -> None:
+        self._jobs[job_id] = inbox
+
+    def close_job(self, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+
+    async def send(self, message: FromCoordinator) -> None:
+        """Raises ConnectionError when the socket is gone."""
+        if self._socket.application_state is not WebSocketState.CONNECTED:
+            raise ConnectionError("the machine's connection is closed")
+        try:
+            await self._socket.send_text(protocol.encode(message))
+        except (RuntimeError, WebSocketDisconnect, OSError) as error:
+            raise ConnectionError("the machine's connection is closed") from error
+
+    async def violated(self, what: str) -> None:
+        """Untrusted until a new registration passes every check; no heartbeat lifts it."""
+        if not self._untrusted:
+            log.warning("machine %s is untrusted: %s", self.identity.machine_id[:12], what)
+            self._untrusted = what
+            await self.announce()
+
+    # --- the connection's life -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        around = self._around
+        await around.ledger.run(
+            OpenSession(
+                actor=Actor("provider", self.identity.machine_id),
+                correlation_id=self.session_id,
+                machine_id=self.identity.machine_id,
+                session_id=self.session_id,
+                gateway_id=str(around.gateway.gateway_id),
+                provider_key=self._register.public_key,
+                hardware=hardware_facts(self._register),
+                models=tuple(sorted(model.id for model in self._register.models)),
+                account_id=self._account_id,
+            )
+        )
+        around.registry.add(self)
+        log.info("machine %s connected as session %s", self.identity.machine_id[:12], self.session_id)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                receiving = tasks.create_task(self._receive())
+                challenging = tasks.create_task(self._keep_challenging())
+                watching = tasks.create_task(self._watch_heartbeats())
+                await receiving
+                challenging.cancel()
+                watching.cancel()
+        finally:
+            await self._end()
+
+    async def close(self, code: int, reason: str) -> None:
+        self._close_reason = reason
+        try:
+            await self._socket.close(code, reason)
+        except (RuntimeError, WebSocketDisconnect, OSError):
+            log.debug("session %s was already closed", self.session_id)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                frame = await self._socket.receive_text()
+            except (WebSocketDisconnect, KeyError, RuntimeError):
+                return
+            try:
+                message = protocol.decode_from_provider(frame)
+            except protocol.MalformedMessage as problem:
+                log.info("session %s: a frame was dropped: %s", self.session_id, problem)
+                continue
+            if isinstance(message, Register):
+                await self.close(1008, "already registered on this connection")
+                return
+            await self._handle(message)
+
+    async def _handle(self, message: FromProvider) -> None:
+        match message:
+            case Heartbeat():
+                self._heartbeat = message
+                self._last_heartbeat_at = time.monotonic()
+                await self.announce()
+            case AttestationResponse():
+                await self._check(message)
+            case Register():
+                raise AssertionError("a second registration ends the connection")
+            case _:
+                self._pass_on(message)
+
+    def _pass_on(self, event: JobEvent) -> None:
+        inbox = self._jobs.get(event.request_id)
+        if inbox is not None:  # news of an abandoned attempt has no reader, and is never billed
+            inbox.put(event)
+
+    async def _watch_heartbeats(self) -> None:
+        while True:
+            left = self._last_heartbeat_at + self._around.heartbeat_age_seconds_max - time.monotonic()
+            if left <= 0:
+                log.warning("session %s sent no heartbeat and is evicted", self.session_id)
+                await self.close(1001, "no heartbeat")
+                return
+            await asyncio.sleep(left)
+
+    async def _end(self) -> None:
+        around = self._around
+        around.registry.remove(self)
+        for job_id, inbox in list(self._jobs.items()):
+            inbox.put(MachineLost(job_id))
+        stats = self._heartbeat.stats if self._heartbeat else protocol.SessionStats()
+        try:
+            await around.fleet.withdraw(self.session_id)
+            await around.ledger.run(
+                CloseSession(
+                    actor=Actor("provider", self.identity.machine_id),
+                    correlation_id=self.session_id,
+                    machine_id=self.identity.machine_id,
+                    session_id=self.session_id,
+                    requests_served=stats.requests_served,
+                    tokens_generated=stats.tokens_generated,
+                    reason=self._close_reason,
+                )
+            )
+        except DarkbloomError as error:
+            log.warning("the end of session %s was not recorded: %s", self.session_id, type(error).__name__)
+        log.info("machine %s disconnected: %s", self.identity.machine_id[:12], self._close_reason)
+
+    # --- challenges ----------------------------------------------------------------------------------------------
+
+    async def _keep_challenging(self) -> None:
+        while not self._untrusted:
+            self._challenge = new_challenge()
+            try:
+                async with asyncio.timeout(CONTROL_WRITE_SECONDS):
+                    await self.send(self._challenge)
+            except (ConnectionError, TimeoutError):
+                return
+            await asyncio.sleep(self._around.challenge_answer_seconds)
+            if self._challenge is not None:
+                self._challenge = None
+                await self._strike("no answer to a challenge")
+            rest = self._around.challenge_interval_seconds - self._around.challenge_answer_seconds
+            await asyncio.sleep(max(0.0, rest))
+
+    async def _check(self, answer: AttestationResponse) -> None:
+        challenge = self._challenge
+        if challenge is None or answer.nonce != challenge.nonce:
+            return  # a replay, or too late
+        self._challenge = None
+        try:
+            check_answer(
+                challenge,
+                answer,
+                encryption_key=self._register.public_key,
+                signing_key=self.identity.signing_key,
+                sealing=self._around.sealing,
+                development=self._around.policy.development,
+            )
+        except Strike as problem:
+            await self._strike(str(problem))
+        except Breach as problem:
+            await self.violated(str(problem))
+        else:
+            self._strikes = 0
+            self._challenge_passed_at = time.time()
+            await self._replace_older()
+            await self.announce()
+
+    async def _strike(self, what: str) -> None:
+        self._strikes += 1
+        self._challenge_passed_at = 0.0
+        log.warning("machine %s: %s (strike %d)", self.identity.machine_id[:12], what, self._strikes)
+        if self._strikes >= STRIKES_MAX:
+            await self.violated(f"{what}, {STRIKES_MAX} times in a row")
+        else:
+            await self.announce()
+
+    async def _replace_older(self) -> None:
+        for older in self._around.registry.others_of(self):
+            await older.close(1000, REPLACED)
+
+    # --- what the scheduler sees ---------------------------------------------------------------------------------
+
+    async def announce(self) -> None:
+        """Make the fleet table say what is true now, and tell the machine when the verdict on it changed."""
+        around = self._around
+        snapshot = self.snapshot()
+        verdict = self._judge(snapshot)
+        try:
+            woken: Sequence[DispatchJob] = await around.fleet.announce(snapshot, routable=not verdict.reason)
+            for job in woken:
+                await around.jobs.send(job)
+        except DarkbloomError as error:
+            log.warning("session %s was not announced: %s", self.session_id, type(error).__name__)
+        if verdict != self._verdict:
+            self._verdict = verdict
+            await self._tell(verdict)
+
+    async def _tell(self, verdict: TrustStatus) -> None:
+        try:
+            async with asyncio.timeout(CONTROL_WRITE_SECONDS):
+                await self.send(verdict)
+        except (ConnectionError, TimeoutError):
+            log.debug("session %s could not be told its status", self.session_id)
+
+    def _judge(self, snapshot: Snapshot) -> TrustStatus:
+        """The verdict apart from any one request: a machine that is merely full is fine."""
+        first_model = next(iter(snapshot.models), "")
+        demand = Demand(first_model, 0, 0)
+        now = time.time()
+        against = reasons_against(Candidate(snapshot, Load()), demand, self._around.policy, now=now)
+        status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
+        details = (self._untrusted or self.identity.problem,) if self._untrusted else ()
+        reason = "; ".join([*(str(item) for item in against), *details])
+        return TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
+
+    def snapshot(self) -> Snapshot:
+        register, heartbeat = self._register, self._heartbeat
+        metrics = heartbeat.system_metrics if heartbeat else protocol.SystemMetrics()
+        capacity = heartbeat.backend_capacity if heartbeat else None
+        usable_key = self._around.sealing.is_key(register.public_key)
+        return Snapshot(
+            session_id=self.session_id,
+            machine_id=self.identity.machine_id,
+            gateway_id=str(self._around.gateway.gateway_id),
+            account_id=self._account_id,
+            provider_key=register.public_key if usable_key else "",
+            trust_level=self.identity.trust_level,
+            untrusted=bool(self._untrusted),
+            draining=self._around.drained() or (heartbeat is not None and heartbeat.status == "draining"),
+            runtime_verified=False,
+            private=is_private(register, development=self._around.policy.development),
+            challenge_passed_at=self._challenge_passed_at,
+            capacity=concurrency_of(register, heartbeat),
+            models={model.id: model.size_bytes for model in register.models},
+            context_lengths={model.id: model.context_length for model in register.models},
+            slots=slots_of(capacity),
+            decode_tps=clamp(register.decode_tps, DECODE_TPS_MAX),
+            prefill_tps=clamp(register.prefill_tps, PREFILL_TPS_MAX),
+            memory_bandwidth_gbs=clamp(register.hardware.memory_bandwidth_gbs, BANDWIDTH_GBS_MAX),
+            memory_pressure=clamp(metrics.memory_pressure, 1.0),
+            cpu_usage=clamp(metrics.cpu_usage, 1.0),
+            thermal_state=metrics.thermal_state,
+            gpu_memory_active_gb=clamp(capacity.gpu_memory_active_gb if capacity else 0.0, MEMORY_GB_MAX),
+            total_memory_gb=clamp(
+                (capacity.total_memory_gb if capacity else 0.0) or register.hardware.memory_gb, MEMORY_GB_MAX
+            ),
+            chip=register.hardware.chip_name[:100],
+            machine_model=register.hardware.machine_model[:100],
+            signing_key=self.identity.signing_key,
+            quantization={model.id: model.quantization for model in register.models},
+        )
+

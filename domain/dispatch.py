@@ -1,0 +1,86 @@
+"""What gateways and schedulers say to each other: intents to do a job, and notices of what became of it.
+
+They carry ids, sizes and constraints, never a prompt or an answer, because they pass through the broker.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from domain.requests import JobFailure
+from domain.routing import Snapshot
+
+
+class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
+
+    ``excluded`` are sessions that already failed this request, ``reply_to`` is the gateway that holds the prompt.
+    """
+
+    request_id: UUID
+    attempt: int
+    account_id: str
+    model: str
+    size_gb: float
+    prompt_tokens: int
+    output_tokens: int
+    excluded: tuple[str, ...] = ()
+    failures: tuple[JobFailure, ...] = ()
+    reply_to: UUID
+    deadline: float
+    may_wait: bool = True
+
+
+class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Record a completion. Everything in it is what ``ledger.Settle`` takes."""
+
+    request_id: UUID
+    account_id: str
+    job_id: str
+    claimed_prompt_tokens: int
+    claimed_completion_tokens: int
+    completion_bound: int
+    response_hash: str
+    se_signature: str
+
+
+class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):
+    """End a request without charge."""
+
+    request_id: UUID
+    account_id: str
+    reason: str
+    failures: tuple[JobFailure, ...] = ()
+
+
+Job = DispatchJob | SettleJob | ReleaseJob
+
+
+class Assigned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The attempt has a slot on this machine, and the log knows."""
+
+    request_id: UUID
+    attempt: int
+    job_id: str
+    machine: Snapshot
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """No slot is free; the request keeps its place. ``machines`` is how many connected ones offer the model."""
+
+    request_id: UUID
+    attempt: int
+    machines: int
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The attempt will not be dispatched: ``queue_full``, ``no_machine`` or ``ended``."""
+
+    request_id: UUID
+    attempt: int
+    reason: str
+
+
+Notice = Assigned | Waiting | Refused

@@ -1,0 +1,172 @@
+"""The exception tree of the domain.
+
+    DarkbloomError
+    ├── InvalidRequest              400
+    │   └── PayloadTooLarge         413
+    ├── AuthenticationFailed        401
+    ├── InsufficientFunds           402
+    ├── NotFound                    404
+    │   ├── ModelNotFound
+    │   ├── EndpointNotFound
+    │   └── UnknownRequest
+    ├── MethodNotAllowed            405
+    ├── Conflict                    409
+    ├── InternalError               500
+    ├── ProviderFailed              502 or what the provider reported
+    ├── ModelNotAvailable           503
+    ├── LedgerUnavailable           503
+    │   └── LedgerBusy
+    ├── ServiceUnavailable          503
+    ├── AttemptTimedOut             504
+    └── InvariantViolated           500, never the caller's fault
+
+``type``, ``code`` and the HTTP status are contract; a class's docstring is its default message and may change.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class DarkbloomError(Exception):
+    """Something went wrong."""
+
+    type: ClassVar[str] = "internal_error"
+    code: ClassVar[str | None] = None
+    http_status: int = 500
+    retry_after_seconds: int | None = None
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        self.message = message or inspect.getdoc(type(self)) or type(self).__name__
+        self.param = param
+        super().__init__(self.message)
+
+    @property
+    def wire_code(self) -> str:
+        """The ``code`` member of an error answer: the class's own, else its type."""
+        return self.code or self.type
+
+
+class InvalidRequest(DarkbloomError):
+    """The request is not valid."""
+
+    type = "invalid_request_error"
+    http_status = 400
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request body is larger than this endpoint accepts."""
+
+    code = "payload_too_large"
+    http_status = 413
+
+
+class AuthenticationFailed(DarkbloomError):
+    """No valid API key was sent; send one as 'Authorization: Bearer <key>'."""
+
+    type = "authentication_error"
+    http_status = 401
+
+
+class InsufficientFunds(DarkbloomError):
+    """The balance does not cover the most that this request can cost; add funds or lower max_tokens."""
+
+    type = "insufficient_funds"
+    code = "insufficient_quota"
+    http_status = 402
+
+
+class NotFound(DarkbloomError):
+    """There is no such thing."""
+
+    type = "not_found"
+    http_status = 404
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is offered; GET /v1/models lists those that are."""
+
+    type = "model_not_found"
+
+
+class EndpointNotFound(NotFound):
+    """This endpoint does not exist."""
+
+    type = "invalid_request_error"
+    code = "endpoint_not_found"
+
+
+class UnknownRequest(NotFound):
+    """No such inference request was admitted."""
+
+
+class MethodNotAllowed(DarkbloomError):
+    """This endpoint does not answer that method."""
+
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class Conflict(DarkbloomError):
+    """The request contradicts what is already recorded."""
+
+    type = "conflict"
+    http_status = 409
+
+
+class InternalError(DarkbloomError):
+    """The server made a mistake; nothing was charged. Quote the request id when you report it."""
+
+    type = "internal_error"
+
+
+class ProviderFailed(DarkbloomError):
+    """The machine that served this request failed."""
+
+    type = "provider_error"
+    http_status = 502
+
+    def __init__(self, message: str | None = None, *, http_status: int = 502) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+
+
+class ModelNotAvailable(DarkbloomError):
+    """No machine can take this request now; try again shortly."""
+
+    type = "model_not_available"
+    http_status = 503
+    retry_after_seconds = 10
+
+
+class LedgerUnavailable(DarkbloomError):
+    """The ledger cannot be written just now; nothing was charged, try again."""
+
+    type = "service_unavailable"
+    http_status = 503
+    retry_after_seconds = 1
+
+
+class LedgerBusy(LedgerUnavailable):
+    """The ledger has more work waiting than it accepts; nothing was charged, try again."""
+
+
+class ServiceUnavailable(DarkbloomError):
+    """The service is shutting down or lost its lease; nothing was charged, try again."""
+
+    type = "service_unavailable"
+    http_status = 503
+    retry_after_seconds = 3
+
+
+class AttemptTimedOut(DarkbloomError):
+    """No answer came in time."""
+
+    type = "timeout"
+    http_status = 504
+
+
+class InvariantViolated(DarkbloomError):
+    """The books would no longer add up; the operation was refused."""

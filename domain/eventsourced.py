@@ -1,0 +1,102 @@
+"""The base of every event and aggregate.
+
+Events are frozen ``msgspec`` structs that mutate aggregates through ``eventsourcing``'s ``CanMutateAggregate``:
+the library checks that an event belongs to its aggregate and is the next one, ``apply`` only assigns. Decisions are
+made in commands, never in ``apply``, because events are replayed under the rules of a later day.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from uuid import UUID, uuid5
+
+import msgspec
+from eventsourcing.domain import CanMutateAggregate
+
+_NAMESPACE = UUID("6f3f2f0e-5f0c-5b1a-9d3a-0a54d7a7f2b4")
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who caused an event. ``kind`` is consumer, provider, admin, stripe or system."""
+
+    kind: str
+    id: str
+
+
+class DomainEvent(CanMutateAggregate[UUID], msgspec.Struct, frozen=True, kw_only=True):
+    """A fact about one aggregate. ``originator_id`` and ``originator_version`` identify it for ever.
+
+    ``timestamp`` (stored as ``occurred_at``) is domain time; the time of recording stands beside the event in the log.
+    ``correlation_id`` is the inference request, provider session or operator command that led here.
+    """
+
+    TOPIC: ClassVar[str]
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    originator_id: UUID
+    originator_version: int
+    schema_version: int
+    timestamp: datetime = msgspec.field(name="occurred_at")
+    actor: Actor
+    correlation_id: str
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign what this event says to its aggregate; nothing else."""
+
+
+class Aggregate:
+    """A consistency boundary. Version 0 is the blank state that exists before any event."""
+
+    KIND: ClassVar[str]
+
+    def __init__(self, aggregate_id: UUID) -> None:
+        self.id = aggregate_id
+        self.version = 0
+        self.modified_on: datetime | None = None
+
+    @classmethod
+    def id_of(cls, key: str) -> UUID:
+        """The id that follows from the business key, so that a retried command finds what it made before."""
+        return uuid5(_NAMESPACE, f"{cls.KIND}:{key}")
+
+    @property
+    def exists(self) -> bool:
+        return self.version > 0
+
+    def copy(self) -> Self:
+        """A copy that later events on the original do not reach."""
+        return copy.copy(self)
+
+    def check(self) -> None:
+        """Raise InvariantViolated when the state is one that must never be."""
+
+
+A = TypeVar("A", bound=Aggregate)
+
+
+class Written(NamedTuple):
+    """What one transaction appends to the log. ``touched`` are the aggregates, by id, in their state after it."""
+
+    first_position: int
+    recorded_at: datetime
+    events: Sequence[DomainEvent]
+    touched: Mapping[UUID, Aggregate]
+
+    def changed(self, kind: type[A]) -> list[A]:
+        """The aggregates of one kind that something was recorded for."""
+        ids = {event.originator_id for event in self.events}
+        return [found for key, found in self.touched.items() if key in ids and isinstance(found, kind)]
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """Names one aggregate before it is loaded."""
+
+    kind: type[Aggregate]
+    id: UUID
+
+
+def ref(kind: type[Aggregate], key: str) -> Ref:
+    return Ref(kind, kind.id_of(key))

@@ -1,0 +1,498 @@
+"""One command per business operation.
+
+A command names the aggregates that it needs, decides on their latest state and records events. It has no clock, no
+randomness and no I/O; whoever runs it passes a unit of work. Running a command again returns what the first run made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from uuid import UUID
+
+import msgspec
+
+from domain import journal
+from domain.accounts import Account, AccountOpened
+from domain.errors import Conflict, InsufficientFunds, UnknownRequest
+from domain.eventsourced import Actor, Aggregate, DomainEvent, Ref, ref
+from domain.journal import JournalEntry, JournalEntryPosted, Posting
+from domain.machines import (
+    MachineLinked,
+    MachineRegistered,
+    ProviderMachine,
+    ProviderSessionClosed,
+    ProviderSessionOpened,
+)
+from domain.money import percent_of
+from domain.pricing import Quote
+from domain.requests import (
+    InferenceRequest,
+    JobCompleted,
+    JobDispatched,
+    JobFailed,
+    JobFailure,
+    RequestAdmitted,
+    RequestReleased,
+    RequestSettled,
+    UsageClaimClamped,
+    job_id_of,
+)
+from domain.wallet import EarningCredited, HoldCaptured, HoldPlaced, HoldReleased, PromotionalCreditGranted, Wallet
+
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A", bound=Aggregate)
+
+SYSTEM = Actor("system", "")
+
+
+class Unit(Protocol):
+    """One command's unit of work over the ledger's current state."""
+
+    @property
+    def now(self) -> datetime: ...
+
+    def get(self, kind: type[A], key: str) -> A:
+        """The aggregate of that business key; blank when nothing was ever recorded for it."""
+        ...
+
+    def fresh(self, kind: type[A], key: str) -> A:
+        """The same for a key that nothing can have been recorded for yet: it is not looked up."""
+        ...
+
+    def record(self, aggregate: Aggregate, event: type[DomainEvent], **payload: Any) -> None:
+        """Append the aggregate's next event, and apply it."""
+        ...
+
+
+class Command(Protocol[R_co]):
+    @property
+    def actor(self) -> Actor: ...
+
+    @property
+    def correlation_id(self) -> str: ...
+
+    def needs(self) -> Sequence[Ref]:
+        """The aggregates to load before the ledger is locked."""
+        ...
+
+    def decide(self, unit: Unit) -> R_co: ...
+
+
+class Operation(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
+    """What every command carries: who asks, and what the events belong to."""
+
+    actor: Actor = SYSTEM
+    correlation_id: str = ""
+
+
+class Balance(NamedTuple):
+    balance_micro_usd: int
+    withdrawable_micro_usd: int
+
+
+def _post(unit: Unit, key: str, kind: str, postings: tuple[Posting, ...], reference: str) -> None:
+    unit.record(
+        unit.fresh(JournalEntry, key),
+        JournalEntryPosted,
+        entry_key=key,
+        kind=kind,
+        effective_at=unit.now,
+        postings=postings,
+        reference=reference,
+        metadata={},
+        reverses_entry_id=None,
+    )
+
+
+class OpenAccount(Operation[bool], frozen=True, kw_only=True):
+    """Open an account. Returns whether this call did."""
+
+    account_id: str
+    kind: str = "user"
+
+    def needs(self) -> Sequence[Ref]:
+        return (ref(Account, self.account_id),)
+
+    def decide(self, unit: Unit) -> bool:
+        account = unit.get(Account, self.account_id)
+        if account.exists:
+            return False
+        unit.record(account, AccountOpened, account_id=self.account_id, kind=self.kind)
+        return True
+
+
+class GrantCredit(Operation[Balance], frozen=True, kw_only=True):
+    """Give promotional credit. ``reference`` is the operation's own id: the same one is never granted twice."""
+
+    account_id: str
+    amount_micro_usd: int
+    reference: str
+    source: str = "admin_credit"
+
+    @property
+    def entry_key(self) -> str:
+        return f"credit:{self.reference}"
+
+    def needs(self) -> Sequence[Ref]:
+        return ref(Wallet, self.account_id), ref(JournalEntry, self.entry_key)
+
+    def decide(self, unit: Unit) -> Balance:
+        wallet = unit.get(Wallet, self.account_id)
+        if not unit.get(JournalEntry, self.entry_key).exists:
+            if self.amount_micro_usd <= 0:
+                raise Conflict("a credit is more than nothing")
+            unit.record(
+                wallet,
+                PromotionalCreditGranted,
+                account_id=self.account_id,
+                amount=self.amount_micro_usd,
+                source=self.source,
+                reference=self.reference,
+            )
+            postings = journal.promotional_credit(self.account_id, self.amount_micro_usd)
+            _post(unit, self.entry_key, self.source, postings, self.reference)
+        return Balance(wallet.balance, wallet.withdrawable)
+
+
+class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
+    """Hold the most that a request can cost, before any work is done for it.
+
+    Raises:
+        InsufficientFunds: the balance is below the hold. Nothing is recorded.
+    """
+
+    request_id: UUID
+    account_id: str
+    key_id: str
+    gateway_id: str
+    model: str
+    prompt_estimate: int
+    prompt_bound: int
+    output_bound: int
+    quote: Quote
+    expires_at: datetime
+
+    @property
+    def reserved_micro_usd(self) -> int:
+        return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
+
+    def needs(self) -> Sequence[Ref]:
+        return ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+
+    def decide(self, unit: Unit) -> RequestAdmitted:
+        request = unit.get(InferenceRequest, str(self.request_id))
+        if request.admission is not None:
+            return request.admission
+        wallet = unit.get(Wallet, self.account_id)
+        reserved = self.reserved_micro_usd
+        if wallet.balance < reserved:
+            raise InsufficientFunds
+        unit.record(
+            wallet,
+            HoldPlaced,
+            account_id=self.account_id,
+            hold_id=str(self.request_id),
+            amount=reserved,
+            expires_at=self.expires_at,
+            purpose="inference",
+        )
+        unit.record(
+            request,
+            RequestAdmitted,
+            request_id=str(self.request_id),
+            account_id=self.account_id,
+            key_id=self.key_id,
+            gateway_id=self.gateway_id,
+            model=self.model,
+            prompt_estimate=self.prompt_estimate,
+            prompt_bound=self.prompt_bound,
+            output_bound=self.output_bound,
+            reserved=reserved,
+            quote=self.quote,
+            self_route=False,
+            expires_at=self.expires_at,
+        )
+        return cast(RequestAdmitted, request.admission)
+
+
+class Dispatch(Operation[bool], frozen=True, kw_only=True):
+    """Record that an attempt goes to a machine, and why the attempts before it failed.
+
+    Returns False when the request has already ended: then the attempt must not be sent.
+    """
+
+    request_id: UUID
+    attempt: int
+    provider_id: str
+    machine_id: str
+    provider_key: str
+    provider_account_id: str
+    failures: tuple[JobFailure, ...] = ()
+
+    def needs(self) -> Sequence[Ref]:
+        return (ref(InferenceRequest, str(self.request_id)),)
+
+    def decide(self, unit: Unit) -> bool:
+        request = unit.get(InferenceRequest, str(self.request_id))
+        if request.admission is None:
+            raise UnknownRequest
+        if request.end is not None:
+            return False
+        _record_failures(unit, request, self.failures)
+        job_id = str(job_id_of(self.request_id, self.attempt))
+        if job_id not in request.jobs:
+            unit.record(
+                request,
+                JobDispatched,
+                job_id=job_id,
+                attempt=self.attempt,
+                provider_id=self.provider_id,
+                machine_id=self.machine_id,
+                provider_key=self.provider_key,
+                provider_account_id=self.provider_account_id,
+                quote=request.admission.quote,
+            )
+        return request.jobs[job_id].provider_id == self.provider_id
+
+
+class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=True):
+    """Turn a completion into money: capture the cost, return the rest of the hold, pay the provider.
+
+    The machine's token counts are claims: they are bounded by the admission and by ``completion_bound``, which follows
+    from the bytes that were relayed. Returns the request's end, which is the first one whatever comes later.
+    """
+
+    request_id: UUID
+    account_id: str
+    job_id: str
+    claimed_prompt_tokens: int
+    claimed_completion_tokens: int
+    completion_bound: int
+    response_hash: str = ""
+    se_signature: str = ""
+    fee_percent: int = 0
+
+    def needs(self) -> Sequence[Ref]:
+        return ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+
+    def decide(self, unit: Unit) -> RequestSettled | RequestReleased:
+        request = unit.get(InferenceRequest, str(self.request_id))
+        if request.end is not None:
+            return request.end
+        admission, job = request.admission, request.jobs.get(self.job_id)
+        if admission is None or job is None:
+            raise UnknownRequest
+        self._record_completion(unit, request, admission, job)
+        settled = self._record_settlement(unit, request, admission, job)
+        self._move_money(unit, settled)
+        return settled
+
+    def _record_completion(
+        self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched
+    ) -> None:
+        completion_bound = min(self.completion_bound, admission.output_bound)
+        if self.claimed_prompt_tokens > admission.prompt_bound or self.claimed_completion_tokens > completion_bound:
+            unit.record(
+                request,
+                UsageClaimClamped,
+                job_id=self.job_id,
+                machine_id=job.machine_id,
+                claimed_prompt_tokens=self.claimed_prompt_tokens,
+                claimed_completion_tokens=self.claimed_completion_tokens,
+                prompt_bound=admission.prompt_bound,
+                completion_bound=completion_bound,
+            )
+        unit.record(
+            request,
+            JobCompleted,
+            job_id=self.job_id,
+            prompt_tokens=min(self.claimed_prompt_tokens, admission.prompt_bound),
+            completion_tokens=min(self.claimed_completion_tokens, completion_bound),
+            response_hash=self.response_hash,
+            se_signature=self.se_signature,
+        )
+
+    def _record_settlement(
+        self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched
+    ) -> RequestSettled:
+        prompt_tokens = min(self.claimed_prompt_tokens, admission.prompt_bound)
+        completion_tokens = min(self.claimed_completion_tokens, self.completion_bound, admission.output_bound)
+        free = job.provider_account_id == self.account_id
+        raw_cost = 0 if free else job.quote.charge_micro_usd(prompt_tokens, completion_tokens)
+        cost = min(raw_cost, admission.reserved)
+        fee = percent_of(cost, self.fee_percent)
+        unit.record(
+            request,
+            RequestSettled,
+            request_id=str(self.request_id),
+            account_id=self.account_id,
+            model=admission.model,
+            job_id=self.job_id,
+            machine_id=job.machine_id,
+            provider_key=job.provider_key,
+            provider_account_id=job.provider_account_id,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            reserved=admission.reserved,
+            raw_cost=raw_cost,
+            cost=cost,
+            clamped=raw_cost > cost,
+            fee_percent=self.fee_percent,
+            fee=fee,
+            provider_amount=cost - fee,
+            referral_percent=0,
+            referral_amount=0,
+            referrer_account="",
+            platform_amount=fee,
+            free=free,
+        )
+        return cast(RequestSettled, request.end)
+
+    def _move_money(self, unit: Unit, settled: RequestSettled) -> None:
+        wallet = unit.get(Wallet, self.account_id)
+        split = wallet.split_of(settled.cost)
+        unit.record(
+            wallet,
+            HoldCaptured,
+            account_id=self.account_id,
+            hold_id=str(self.request_id),
+            captured=settled.cost,
+            released=settled.reserved - settled.cost,
+            split=split,
+        )
+        if settled.cost == 0:
+            return
+        if settled.provider_account_id and settled.provider_amount:
+            unit.record(
+                unit.get(Wallet, settled.provider_account_id),
+                EarningCredited,
+                account_id=settled.provider_account_id,
+                amount=settled.provider_amount,
+                kind="provider",
+                reference=self.job_id,
+            )
+        postings = journal.settlement(
+            consumer=self.account_id,
+            split=split,
+            provider_account=settled.provider_account_id,
+            machine_id=settled.machine_id,
+            provider_amount=settled.provider_amount,
+            platform_amount=settled.platform_amount,
+        )
+        _post(unit, f"settle:{self.job_id}", "settlement", postings, self.job_id)
+
+
+class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=True):
+    """End a request without charge and return its whole hold. Returns the request's end, the first one if it had one."""
+
+    request_id: UUID
+    account_id: str
+    reason: str
+    failures: tuple[JobFailure, ...] = ()
+
+    def needs(self) -> Sequence[Ref]:
+        return ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+
+    def decide(self, unit: Unit) -> RequestSettled | RequestReleased:
+        request = unit.get(InferenceRequest, str(self.request_id))
+        if request.end is not None:
+            return request.end
+        if request.admission is None:
+            raise UnknownRequest
+        _record_failures(unit, request, self.failures)
+        unit.record(
+            unit.get(Wallet, self.account_id),
+            HoldReleased,
+            account_id=self.account_id,
+            hold_id=str(self.request_id),
+            released=request.admission.reserved,
+            reason=self.reason,
+        )
+        unit.record(
+            request,
+            RequestReleased,
+            request_id=str(self.request_id),
+            account_id=self.account_id,
+            reason=self.reason,
+        )
+        return cast(RequestReleased, request.end)
+
+
+class OpenSession(Operation[None], frozen=True, kw_only=True):
+    """Record a machine's connection, and the machine itself when it is new or describes itself differently.
+
+    An account links the machine, once and for good in this version: the first account keeps it.
+    """
+
+    machine_id: str
+    session_id: str
+    gateway_id: str
+    provider_key: str
+    hardware: dict[str, str | int]
+    models: tuple[str, ...]
+    account_id: str = ""
+
+    def needs(self) -> Sequence[Ref]:
+        return (ref(ProviderMachine, self.machine_id),)
+
+    def decide(self, unit: Unit) -> None:
+        machine = unit.get(ProviderMachine, self.machine_id)
+        if self.session_id in machine.open_sessions:
+            return
+        if machine.description != (self.hardware, self.models):
+            unit.record(
+                machine,
+                MachineRegistered,
+                machine_id=self.machine_id,
+                hardware=self.hardware,
+                models=self.models,
+            )
+        if self.account_id and not machine.account_id:
+            unit.record(machine, MachineLinked, machine_id=self.machine_id, account_id=self.account_id)
+        unit.record(
+            machine,
+            ProviderSessionOpened,
+            machine_id=self.machine_id,
+            session_id=self.session_id,
+            provider_key=self.provider_key,
+            gateway_id=self.gateway_id,
+        )
+
+
+class CloseSession(Operation[None], frozen=True, kw_only=True):
+    machine_id: str
+    session_id: str
+    requests_served: int
+    tokens_generated: int
+    reason: str
+
+    def needs(self) -> Sequence[Ref]:
+        return (ref(ProviderMachine, self.machine_id),)
+
+    def decide(self, unit: Unit) -> None:
+        machine = unit.get(ProviderMachine, self.machine_id)
+        if self.session_id not in machine.open_sessions:
+            return
+        unit.record(
+            machine,
+            ProviderSessionClosed,
+            machine_id=self.machine_id,
+            session_id=self.session_id,
+            requests_served=self.requests_served,
+            tokens_generated=self.tokens_generated,
+            reason=self.reason,
+        )
+
+
+def _record_failures(unit: Unit, request: InferenceRequest, failures: Sequence[JobFailure]) -> None:
+    for failure in failures:
+        if failure.job_id in request.jobs and failure.job_id not in request.failed:
+            unit.record(
+                request,
+                JobFailed,
+                job_id=failure.job_id,
+                reason=failure.reason,
+                status_code=failure.status_code,
+            )

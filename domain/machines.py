@@ -1,0 +1,84 @@
+"""ProviderMachine: what money and public numbers need to know of a machine (money, section 12.3).
+
+A machine is identified by the hash of its persistent signing key; a connection is a session of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+from domain.eventsourced import Aggregate, DomainEvent
+
+
+def machine_id_of(public_key: bytes) -> str:
+    """The machine's identity: SHA-256 of its raw public key, as 64 hex characters."""
+    return hashlib.sha256(public_key).hexdigest()
+
+
+class MachineRegistered(DomainEvent, frozen=True, kw_only=True):
+    """The machine showed itself for the first time, or with other hardware or models than before."""
+
+    TOPIC: ClassVar[str] = "ProviderMachine.MachineRegistered"
+    machine_id: str
+    hardware: dict[str, str | int]
+    models: tuple[str, ...]
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.machine_id = self.machine_id
+        aggregate.description = (self.hardware, self.models)
+
+
+class MachineLinked(DomainEvent, frozen=True, kw_only=True):
+    """From now on the machine's earnings go to this account."""
+
+    TOPIC: ClassVar[str] = "ProviderMachine.MachineLinked"
+    machine_id: str
+    account_id: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.account_id = self.account_id
+
+
+class ProviderSessionOpened(DomainEvent, frozen=True, kw_only=True):
+    TOPIC: ClassVar[str] = "ProviderMachine.ProviderSessionOpened"
+    machine_id: str
+    session_id: str
+    provider_key: str
+    gateway_id: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.open_sessions.add(self.session_id)
+
+
+class ProviderSessionClosed(DomainEvent, frozen=True, kw_only=True):
+    """Counters are the machine's own, over the session."""
+
+    TOPIC: ClassVar[str] = "ProviderMachine.ProviderSessionClosed"
+    machine_id: str
+    session_id: str
+    requests_served: int
+    tokens_generated: int
+    reason: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.open_sessions.discard(self.session_id)
+
+
+class ProviderMachine(Aggregate):
+    """``open_sessions`` are the connections that no event has closed; one lost with its gateway may linger."""
+
+    KIND = "ProviderMachine"
+
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.machine_id = ""
+        self.account_id = ""
+        self.open_sessions: set[str] = set()
+        self.description: tuple[dict[str, str | int], tuple[str, ...]] | None = None
+
+    def copy(self) -> Self:
+        twin = super().copy()
+        twin.open_sessions = set(self.open_sessions)
+        return twin

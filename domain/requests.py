@@ -1,0 +1,157 @@
+"""InferenceRequest: what a consumer sent, from admission to its one end (money, section 12.3).
+
+It holds sizes, quotes and ids, never a prompt. The jobs inside are the attempts to serve it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Self
+from uuid import UUID, uuid5
+
+import msgspec
+
+from domain.eventsourced import Aggregate, DomainEvent
+from domain.pricing import Quote
+
+
+def job_id_of(request_id: UUID, attempt: int) -> UUID:
+    """The id of one attempt: the same attempt always has the same one."""
+    return uuid5(request_id, str(attempt))
+
+
+class JobFailure(msgspec.Struct, frozen=True):
+    """Why an attempt ended without an answer. ``reason`` is one of a closed vocabulary, never a provider's text."""
+
+    job_id: str
+    reason: str
+    status_code: int
+
+
+class RequestAdmitted(DomainEvent, frozen=True, kw_only=True):
+    """``prompt_bound`` and ``output_bound`` are the most tokens that can be charged; ``reserved`` is their price."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.RequestAdmitted"
+    request_id: str
+    account_id: str
+    key_id: str
+    gateway_id: str
+    model: str
+    prompt_estimate: int
+    prompt_bound: int
+    output_bound: int
+    reserved: int
+    quote: Quote
+    self_route: bool
+    expires_at: datetime
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.admission = self
+
+
+class JobDispatched(DomainEvent, frozen=True, kw_only=True):
+    """``provider_key`` is the X25519 key that the attempt is sealed to."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.JobDispatched"
+    job_id: str
+    attempt: int
+    provider_id: str
+    machine_id: str
+    provider_key: str
+    provider_account_id: str
+    quote: Quote
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.jobs[self.job_id] = self
+
+
+class JobFailed(DomainEvent, frozen=True, kw_only=True):
+    TOPIC: ClassVar[str] = "InferenceRequest.JobFailed"
+    job_id: str
+    reason: str
+    status_code: int
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.failed.add(self.job_id)
+
+
+class JobCompleted(DomainEvent, frozen=True, kw_only=True):
+    """The usage that is charged, and the provider's two proofs as it sent them."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.JobCompleted"
+    job_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    response_hash: str
+    se_signature: str
+
+
+class UsageClaimClamped(DomainEvent, frozen=True, kw_only=True):
+    """The machine claimed more tokens than the bytes that passed can hold. The bounds were charged."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.UsageClaimClamped"
+    job_id: str
+    machine_id: str
+    claimed_prompt_tokens: int
+    claimed_completion_tokens: int
+    prompt_bound: int
+    completion_bound: int
+
+
+class RequestSettled(DomainEvent, frozen=True, kw_only=True):
+    """The end that costs something. ``raw_cost`` is the quote's price, ``cost`` what was captured."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.RequestSettled"
+    request_id: str
+    account_id: str
+    model: str
+    job_id: str
+    machine_id: str
+    provider_key: str
+    provider_account_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    reserved: int
+    raw_cost: int
+    cost: int
+    clamped: bool
+    fee_percent: int
+    fee: int
+    provider_amount: int
+    referral_percent: int
+    referral_amount: int
+    referrer_account: str
+    platform_amount: int
+    free: bool
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.end = self
+
+
+class RequestReleased(DomainEvent, frozen=True, kw_only=True):
+    """The end that costs nothing. ``reason`` is rejected, cancelled, failed, expired or no_terminal."""
+
+    TOPIC: ClassVar[str] = "InferenceRequest.RequestReleased"
+    request_id: str
+    account_id: str
+    reason: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.end = self
+
+
+class InferenceRequest(Aggregate):
+    KIND = "InferenceRequest"
+
+    def __init__(self, aggregate_id: UUID) -> None:
+        super().__init__(aggregate_id)
+        self.admission: RequestAdmitted | None = None
+        self.jobs: dict[str, JobDispatched] = {}
+        self.failed: set[str] = set()
+        self.end: RequestSettled | RequestReleased | None = None
+
+    def copy(self) -> Self:
+        twin = super().copy()
+        twin.jobs = dict(self.jobs)
+        twin.failed = set(self.failed)
+        return twin

@@ -1,0 +1,1 @@
+"""Models that the project makes itself, and the programs that make them."""
