@@ -43,4 +43,4 @@ def create_private(path: Path, content: bytes) -> None:
         # A link, unlike a rename, never replaces what is there.
         os.link(name, path)
     finally:
-        os.unlink(name)
+        Path(name).unlink()

@@ -46,7 +46,7 @@ class Job:
             return await self._run()
         except JobError as error:
             await self._fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one job's failure is its own
             _log.error("a job failed: %s", describe(error))
             await self._fail(EngineFailed())
         finally:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("agent")
 def describe(error: BaseException) -> str:
     """Class and place of an exception, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
 
 
@@ -45,7 +45,7 @@ class ContentFreeFormatter(logging.Formatter):
         if error is None:
             return ""
         places = "".join(
-            f"\n  {os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
+            f"\n  {Path(frame.filename).name}:{frame.lineno} in {frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)
         )
         return type(error).__name__ + places

@@ -59,12 +59,12 @@ def thermal_from_zones(root: Path) -> str:
 
 def _zone_state(zone: Path) -> str:
     temperature = _number(zone / "temp")
+    passed = set()
     for kind_file in zone.glob("trip_point_*_type"):
-        kind = _text(kind_file)
         limit = _number(kind_file.with_name(kind_file.name.replace("_type", "_temp")))
-        if limit > 0 and temperature >= limit and kind in ("critical", "hot"):
-            return "critical" if kind == "critical" else "serious"
-    return "nominal"
+        if 0 < limit <= temperature:
+            passed.add(_text(kind_file))
+    return "critical" if "critical" in passed else "serious" if "hot" in passed else "nominal"
 
 
 def _text(path: Path) -> str:

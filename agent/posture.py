@@ -8,7 +8,6 @@ Source: provider protocol, section 12.1; provider agent, section 14; attestation
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import sys
 from collections.abc import MutableMapping
@@ -129,7 +128,7 @@ def _read(path: Path) -> bytes:
 
 def _is_empty(directory: Path) -> bool:
     try:
-        return not os.listdir(directory)
+        return not any(directory.iterdir())
     except FileNotFoundError:
         return True
     except OSError:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from random import SystemRandom
 
-
 from dramatiq import Broker
 from fastapi import FastAPI
 
@@ -177,7 +176,7 @@ def gateway_app(
                 settings.internal_url,
                 seconds=settings.lease_seconds,
                 renew_seconds=settings.lease_renew_seconds,
-                on_lost=lambda: app.state.coordinator.lease_lost(),
+                on_lost=lambda: app.state.coordinator.lease_lost(),  # noqa: PLW0108  # the coordinator comes later
             )
             app.state.coordinator = Coordinator(
                 ledger=writer,
@@ -261,5 +260,3 @@ def run_projections(settings: Settings, wait: Callable[[], None]) -> None:
     migrate.require_current(settings.database_url)
     with projection_runner(settings.database_url):
         wait()
-
-

@@ -119,7 +119,9 @@ def project() -> None:
     _start_logging()
     settings = _settings()
     if not settings.database_url:
-        raise click.ClickException("set DARKBLOOM_DATABASE_URL; 'darkbloomd up' runs the projections of its own database")
+        raise click.ClickException(
+            "set DARKBLOOM_DATABASE_URL; 'darkbloomd up' runs the projections of its own database"
+        )
     bootstrap.run_projections(settings, _until_signal("projections"))
 
 
@@ -171,7 +173,12 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
                 )
             key = credentials.create_api_key(connection, account_id, name[:64])
     if as_json:
-        facts = {"api_key": key.secret, "key_id": key.key_id, "account_id": account_id, "credit_usd": format_usd(amount)}
+        facts = {
+            "api_key": key.secret,
+            "key_id": key.key_id,
+            "account_id": account_id,
+            "credit_usd": format_usd(amount),
+        }
         click.echo(json.dumps(facts))
         return
     click.echo(key.secret)

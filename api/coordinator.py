@@ -7,7 +7,8 @@ import logging
 from typing import Protocol
 from uuid import UUID
 
-from api.consumer.inference import MachineLink, Timeouts, Tools
+from api.consumer.attempt import MachineLink
+from api.consumer.inference import Timeouts, Tools
 from api.inbox import Switchboard
 from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
 from api.providers.registry import MachineRegistry

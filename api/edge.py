@@ -69,7 +69,7 @@ class Edge:
                 await send_with_headers({"type": "http.response.body", "body": b""})
             else:
                 await self._app(scope, receive, send_with_headers)
-        except Exception as error:  # the last line of defence: nothing that a request causes may end the server
+        except Exception as error:  # noqa: BLE001  # the last line of defence: nothing that a request causes may end the server
             log.error("request %s crashed: %s\n%s", request_id, type(error).__name__, _frames(error))
             if not status:
                 await error_response(InternalError())(scope, receive, send_with_headers)

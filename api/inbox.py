@@ -1,7 +1,7 @@
 """The inbox of one request: everything that can happen to it arrives here, in order.
 
-Notices from the scheduler, frames from the machine, the consumer leaving, the gateway stopping. One queue means that one
-coroutine decides, and that no two of them can race.
+Notices from the scheduler, frames from the machine, the consumer leaving, the gateway stopping. One queue means that
+one coroutine decides, and that no two of them can race.
 """
 
 from __future__ import annotations

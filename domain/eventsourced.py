@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 from uuid import UUID, uuid5
 
 import msgspec
@@ -45,6 +45,15 @@ class DomainEvent(CanMutateAggregate[UUID], msgspec.Struct, frozen=True, kw_only
 
     def apply(self, aggregate: Any) -> None:
         """Assign what this event says to its aggregate; nothing else."""
+
+    def evolve(self, aggregate: Aggregate) -> None:
+        """Apply this event to its aggregate, after checking that it is the next one of that aggregate.
+
+        Raises:
+            OriginatorIDError, OriginatorVersionError: it is not.
+        """
+        # The library's signature names its own base class where its code only needs the protocol that ours follows.
+        self.mutate(cast("Any", aggregate))
 
 
 class Aggregate:

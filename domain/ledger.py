@@ -214,7 +214,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             self_route=False,
             expires_at=self.expires_at,
         )
-        return cast(RequestAdmitted, request.admission)
+        return cast("RequestAdmitted", request.admission)
 
 
 class Dispatch(Operation[bool], frozen=True, kw_only=True):
@@ -348,7 +348,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             platform_amount=fee,
             free=free,
         )
-        return cast(RequestSettled, request.end)
+        return cast("RequestSettled", request.end)
 
     def _move_money(self, unit: Unit, settled: RequestSettled) -> None:
         wallet = unit.get(Wallet, self.account_id)
@@ -385,7 +385,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
 
 
 class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=True):
-    """End a request without charge and return its whole hold. Returns the request's end, the first one if it had one."""
+    """End a request without charge and return its whole hold. Returns the request's end, the first one if it had
+    one."""
 
     request_id: UUID
     account_id: str
@@ -417,7 +418,7 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
             account_id=self.account_id,
             reason=self.reason,
         )
-        return cast(RequestReleased, request.end)
+        return cast("RequestReleased", request.end)
 
 
 class OpenSession(Operation[None], frozen=True, kw_only=True):

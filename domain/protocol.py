@@ -203,9 +203,7 @@ class AttestationResponse(
     model_hashes: dict[str, str] = {}
 
 
-class InferenceRequest(
-    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="inference_request"
-):
+class InferenceRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="inference_request"):
     """``request_id`` is the job id of one attempt. A message without ``encrypted_body`` is refused."""
 
     request_id: ShortText
@@ -254,8 +252,8 @@ FromProvider = (
 FromCoordinator = InferenceRequest | Cancel | AttestationChallenge | RuntimeStatus | TrustStatus
 
 _encoder = msgspec.json.Encoder()
-_from_provider = msgspec.json.Decoder(FromProvider)
-_from_coordinator = msgspec.json.Decoder(FromCoordinator)
+_from_provider: msgspec.json.Decoder[FromProvider] = msgspec.json.Decoder(FromProvider)
+_from_coordinator: msgspec.json.Decoder[FromCoordinator] = msgspec.json.Decoder(FromCoordinator)
 
 
 class MalformedMessage(ValueError):
@@ -284,7 +282,7 @@ def decode_from_coordinator(frame: str | bytes) -> FromCoordinator:
 def _without_values(error: Exception) -> str:
     # "Invalid value 'x' - at `$.type`" quotes what was sent; only the path and the rule may reach a log.
     text = str(error)
-    return f"unknown message or value{text[text.rfind(' - at'):]}" if text.startswith("Invalid value") else text
+    return f"unknown message or value{text[text.rfind(' - at') :]}" if text.startswith("Invalid value") else text
 
 
 def response_hash_input(job_id: str, completion_tokens: int) -> bytes:

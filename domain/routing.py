@@ -42,8 +42,8 @@ class SlotState(msgspec.Struct, frozen=True):
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What the gateway knows of one connected machine. ``models`` maps each offered id to its size in bytes,
-    ``capacity`` is how many requests it takes at once, ``signing_key`` is the attested public key or empty, times are Unix
-    seconds, memory is GiB."""
+    ``capacity`` is how many requests it takes at once, ``signing_key`` is the attested public key or empty, times are
+    Unix seconds, memory is GiB."""
 
     session_id: str
     machine_id: str
@@ -235,8 +235,8 @@ def choose(
 ) -> Choice | None:
     """The machine for this request, or None when none is eligible.
 
-    Among all within ``near_tie_ms`` of the lowest cost, the shortest queue for the model wins, then the fewest requests,
-    then chance. ``passed_over`` are sessions whose claim just failed.
+    Among all within ``near_tie_ms`` of the lowest cost, the shortest queue for the model wins, then the fewest
+    requests, then chance. ``passed_over`` are sessions whose claim just failed.
     """
     priced = [
         Choice(candidate, cost_of(candidate, demand, policy))

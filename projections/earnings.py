@@ -23,7 +23,7 @@ SELECT coalesce(sum(amount_micro_usd), 0)::bigint, count(*) FROM provider_earnin
 
 class Earnings:
     name = "provider_earnings"
-    topics = (RequestSettled.TOPIC,)
+    topics: Sequence[str] = (RequestSettled.TOPIC,)
 
     def apply(self, connection: Connection, batch: Sequence[Recorded]) -> None:
         rows: list[tuple[Any, ...]] = []

@@ -35,7 +35,7 @@ class TrialBalanceLine(NamedTuple):
 
 class JournalLines:
     name = "journal_lines"
-    topics = (JournalEntryPosted.TOPIC,)
+    topics: Sequence[str] = (JournalEntryPosted.TOPIC,)
 
     def apply(self, connection: Connection, batch: Sequence[Recorded]) -> None:
         rows: list[tuple[Any, ...]] = []

@@ -1,7 +1,7 @@
 """Follows the event log and keeps the lagging read models.
 
-Each projection has one row of tracking. A batch of many events is applied in one transaction together with that row, which
-also fences: whoever holds its lock is the one runner, wherever it runs.
+Each projection has one row of tracking. A batch of many events is applied in one transaction together with that row,
+which also fences: whoever holds its lock is the one runner, wherever it runs.
 """
 
 from __future__ import annotations

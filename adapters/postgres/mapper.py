@@ -1,4 +1,5 @@
-"""Maps events to stored events with the closed registry and the fast codec, in place of the library's topics by path."""
+"""Maps events to stored events with the closed registry and the fast codec, in place of the library's topics by
+path."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class EventMapper(Mapper[UUID]):
         super().__init__(transcoder=JSONTranscoder())
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
-        event = cast(DomainEvent, domain_event)
+        event = cast("DomainEvent", domain_event)
         return StoredEvent(event.originator_id, event.originator_version, event.TOPIC, events.encode(event))
 
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEvent:

@@ -21,7 +21,9 @@ def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[t
 
 def make_async_pool(dsn: str, *, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
     """The same for one event loop; the caller opens it there."""
-    return AsyncConnectionPool(dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=False, timeout=10.0)
+    return AsyncConnectionPool(
+        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=False, timeout=10.0
+    )
 
 
 @asynccontextmanager

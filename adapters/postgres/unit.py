@@ -54,7 +54,7 @@ class AggregateCache:
         """Follow an event that another writer recorded, if its aggregate is here and does not know it yet."""
         aggregate = self._aggregates.get(event.originator_id)
         if aggregate is not None and event.originator_version > aggregate.version:
-            event.mutate(aggregate)  # type: ignore[type-var]  # the library wants its own base class, not its protocol
+            event.evolve(aggregate)
 
 
 class BatchUnit:
@@ -110,7 +110,7 @@ class BatchUnit:
             correlation_id=self._command.correlation_id,
             **payload,
         )
-        recorded.mutate(aggregate)  # type: ignore[type-var]  # the library wants its own base class, not its protocol
+        recorded.evolve(aggregate)
         self.events.append(recorded)
 
     def _roll_back(self, mark: int) -> None:

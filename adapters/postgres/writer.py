@@ -1,8 +1,8 @@
 """The group-commit writer: the only door through which events enter the log.
 
 One thread takes what gathered while the last commit was in flight and writes it in one transaction under the log's head
-row, so every decision is made on the latest truth and a batch costs one fsync. Several writers on one database take turns
-at the head row and catch up on each other's events from the log's tail.
+row, so every decision is made on the latest truth and a batch costs one fsync. Several writers on one database take
+turns at the head row and catch up on each other's events from the log's tail.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class LedgerWriter:
         while batch := self._take_batch():
             try:
                 self._write(batch)
-            except Exception as error:  # the thread must outlive every failure; each caller gets its own answer
-                log.error("a batch failed: %s", type(error).__name__, exc_info=True)
+            except Exception:  # the thread must outlive every failure; each caller gets its own answer
+                log.exception("a batch failed")
                 self._cache.clear()
                 self._fail(batch, InternalError())
             self._wake(batch)
@@ -223,7 +223,7 @@ class LedgerWriter:
         rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank),), prepare=True, binary=True).fetchall()
         for originator_id, history in groupby(rows, key=lambda row: row[0]):
             for row in history:
-                self._mapper.to_domain_event(StoredEvent(*row)).mutate(blank[originator_id])  # type: ignore[type-var]  # see unit.py
+                self._mapper.to_domain_event(StoredEvent(*row)).evolve(blank[originator_id])
         for aggregate in blank.values():
             self._cache.put(aggregate)
 
@@ -255,8 +255,8 @@ class LedgerWriter:
                 continue
             except DarkbloomError as error:
                 call.error = error
-            except Exception as error:
-                log.error("%s failed: %s", type(call.command).__name__, type(error).__name__, exc_info=True)
+            except Exception:
+                log.exception("%s failed", type(call.command).__name__)
                 call.error = InternalError()
             return
 
@@ -325,4 +325,3 @@ class LedgerWriter:
 def _resolve_all(calls: list[_Call[Any]]) -> None:
     for call in calls:
         call.resolve()
-

@@ -66,4 +66,3 @@ class HttpMailbox:
                 raise GatewayUnreachable(GatewayUnreachable.__doc__)
             self._urls[gateway_id] = row[0]
         return self._urls[gateway_id]
-

@@ -44,8 +44,8 @@ def register(broker: Broker, scheduler: Scheduler) -> None:
     def sweep_requests() -> None:
         scheduler.sweep()
 
-    dramatiq.actor(dispatch_job, broker=broker, queue_name=DISPATCH_QUEUE, max_retries=3, time_limit=30_000)
-    # A settlement that cannot be written keeps being tried for as long as its hold lasts.
-    dramatiq.actor(settle_job, broker=broker, queue_name=SETTLE_QUEUE, max_retries=130, time_limit=90_000)
-    dramatiq.actor(release_job, broker=broker, queue_name=SETTLE_QUEUE, max_retries=130, time_limit=90_000)
-    dramatiq.actor(sweep_requests, broker=broker, queue_name=SLOW_QUEUE, max_retries=0, time_limit=300_000)
+    dramatiq.actor(broker=broker, queue_name=DISPATCH_QUEUE, max_retries=3, time_limit=30_000)(dispatch_job)
+    # An end that cannot be written keeps being tried for as long as its hold lasts.
+    for end in (settle_job, release_job):
+        dramatiq.actor(broker=broker, queue_name=SETTLE_QUEUE, max_retries=130, time_limit=90_000)(end)
+    dramatiq.actor(broker=broker, queue_name=SLOW_QUEUE, max_retries=0, time_limit=300_000)(sweep_requests)

@@ -59,9 +59,6 @@ class EmbeddedBroker(Broker):
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
         return _EmbeddedConsumer(self._queue(queue_name), self.dead_letters, prefetch, timeout)
 
-    def get_declared_queues(self) -> Iterable[str]:
-        return set(self.queues)
-
     def flush(self, queue_name: str) -> None:
         queue = self._queue(queue_name)
         while True:
@@ -83,7 +80,7 @@ class EmbeddedBroker(Broker):
         try:
             found: Queue[bytes] = self.queues[queue_name]
         except KeyError:
-            raise QueueNotFound(queue_name) from None
+            raise QueueNotFound(queue_name) from None  # type: ignore[no-untyped-call]  # dramatiq's errors are untyped
         return found
 
 

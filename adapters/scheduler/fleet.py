@@ -141,9 +141,7 @@ class GatewayFleet:
     async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
         """Give an attempt's slot back; returns the request that may take it. Doing it twice does nothing."""
         async with connection_of(self._pool) as connection:
-            freed = await (
-                await connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)
-            ).fetchone()
+            freed = await (await connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)).fetchone()
             if freed is None:
                 return []
             cursor = await connection.execute(sql.WAKE_WAITER, (freed[0], 1), prepare=True)

@@ -1,7 +1,7 @@
 """A gateway's lease: while it stands, the gateway answers for its open requests; once lapsed, the sweeper ends them.
 
-A gateway that lost its lease (a machine that slept, a database out of reach) aborts what it had open and goes on under a
-new id, because others may already have acted on the end of the old one.
+A gateway that lost its lease (a machine that slept, a database out of reach) aborts what it had open and goes on
+under a new id, because others may already have acted on the end of the old one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class GatewayLease:
-    """``gateway_id`` names this gateway for as long as one lease lasts. ``on_lost`` is called with the id already new."""
+    """``gateway_id`` names this gateway for as long as one lease lasts. ``on_lost`` is called with the id already
+    new."""
 
     def __init__(
         self,

@@ -47,4 +47,4 @@ class BoundedRetries(Middleware):
         _, delay_ms = compute_backoff(retries, factor=self.min_backoff_ms, max_backoff=self.max_backoff_ms)
         log.warning("%s failed with %s, again in %d ms", message.actor_name, type(exception).__name__, delay_ms)
         message.options["retries"] = retries + 1
-        broker.enqueue(message, delay=delay_ms)
+        broker.enqueue(message._message, delay=delay_ms)

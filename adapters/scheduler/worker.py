@@ -44,7 +44,7 @@ class SchedulerWorker:
                 self._broker.enqueue(sweep_message())
             except QueueIsFull:
                 log.warning("the scheduler's slow queue is full; the sweep waits for the next tick")
-            except Exception as error:  # pika raises many kinds; the next tick tries again with a new connection
+            except Exception as error:  # noqa: BLE001  # pika raises many kinds; the next tick tries again with a new connection
                 log.warning("the sweep could not be queued: %s", type(error).__name__)
             if self._stopping.wait(self._sweep_seconds):
                 return

@@ -100,7 +100,7 @@ class Decoder:
     def step(self) -> bool:
         try:
             return self._step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever MLX raises, the thread goes on
             self._crash(error)
             return False
 
@@ -145,7 +145,7 @@ class Decoder:
             try:
                 uid = batch.insert(ticket.prompt, ticket.max_tokens, ticket.sampling)
                 self._running[uid] = _Running(ticket, self._loaded.detokenizer())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one job's failure is its own
                 _log.error("%s: a job could not start: %s", self._name, describe(error))
                 self._left()
                 deliver([(ticket.generation, EngineFailed())])
@@ -156,7 +156,7 @@ class Decoder:
             job = self._running[token.uid]
             try:
                 text, end = job.advance(token)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one job's failure is its own
                 _log.error("%s: a job failed: %s", self._name, describe(error))
                 events.append((job.ticket.generation, EngineFailed()))
                 self._end(batch, token)
@@ -210,7 +210,7 @@ class Decoder:
         del self._loaded
         try:
             batch.close()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the batch is given up either way
             _log.error("%s: a failed engine did not close: %s", self._name, describe(error))
 
     def _fail_all(self, failure: type[EngineFailed] | type[EngineUnavailable]) -> None:

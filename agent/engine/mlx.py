@@ -94,8 +94,8 @@ class Prompter:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         try:
             tokens = self._tokenizer.apply_chat_template(chat, **self._template_arguments)
-        except Exception as error:
-            # Templates refuse with errors of every class, and their messages quote what they refuse.
+        except Exception as error:  # noqa: BLE001 - templates refuse with errors of every class
+            # Their messages quote what they refuse.
             _log.info("a chat template refused a request: %s", describe(error))
             raise JobRefused("messages: the model's chat template does not accept them") from None
         if not tokens:

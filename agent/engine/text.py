@@ -111,7 +111,7 @@ class TextEngine:
     def _render(self, prompter: Prompter, job: ChatJob, generation: Generation) -> None:
         try:
             ticket = self._ticket(prompter, job, generation)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - nobody else would tell the consumer
             if not isinstance(error, JobError):
                 _log.error("%s: a prompt could not be rendered: %s", self.path.name, describe(error))
             self._job_left()

@@ -54,7 +54,7 @@ class MlxThread:
                 return
             try:
                 future.set_result(function())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
                 future.set_exception(error)
 
         self._calls.append(run)
@@ -95,8 +95,8 @@ class MlxThread:
         for stepper in tuple(self._steppers):
             try:
                 busy |= stepper.step()
-            except Exception as error:
-                # Steppers handle their own failures; one that does not is dropped, and its neighbours go on.
+            except Exception as error:  # noqa: BLE001 - its neighbours go on
+                # Steppers handle their own failures; one that does not is dropped.
                 _log.critical("an engine stopped for good: %s", describe(error))
                 self._steppers.remove(stepper)
         return busy

@@ -16,11 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from api.consumer.admission import admit_command, bounds_of
 from api.consumer.answers import Whole
+from api.consumer.attempt import Delta, Started
 from api.consumer.auth import authenticate
 from api.consumer.body import read_json_object
 from api.consumer.chat_rendering import KEEP_ALIVE, ChatStream, completion_body, proofs_of
 from api.consumer.chat_request import ChatRequest, body_for_machine, parse_chat
-from api.consumer.inference import Consumed, Delta, Finished, Inference, Started
+from api.consumer.inference import Consumed, Finished, Inference
 from api.coordinator import Coordinator
 from api.errors import error_response
 from domain.catalog import CatalogModel
@@ -208,7 +209,8 @@ class ChatResponse(Response):
 
 
 def trust_headers(started: Started) -> dict[str, str]:
-    """What is known of the machine that answers (consumer API, section 5.7). Nothing here claims more than was checked."""
+    """What is known of the machine that answers (consumer API, section 5.7). Nothing here claims more than was
+    checked."""
     machine = started.machine
     headers = {
         "X-Inference-Job-ID": started.job_id,

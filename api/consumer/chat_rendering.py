@@ -1,4 +1,5 @@
-"""OpenAI's chat dialect: the SSE events of a stream, the body of a whole answer (consumer API, sections 6.4 and 6.5)."""
+"""OpenAI's chat dialect: the SSE events of a stream, the body of a whole answer (consumer API, sections 6.4 and
+6.5)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 import msgspec
 
 from api.consumer.answers import ProviderDelta, ProviderMessage, Whole
-from api.consumer.inference import Finished, Started
+from api.consumer.attempt import Started
+from api.consumer.inference import Finished
 from api.errors import envelope
 from domain.errors import DarkbloomError
 
@@ -50,12 +52,11 @@ class ChatStream:
         return b"".join(parts)
 
     def finish(self, finished: Finished) -> bytes:
-        """The finish chunks with the machine's proofs, the usage chunk if it was asked for, and the end of the stream."""
+        """The finish chunks with the machine's proofs, the usage chunk if it was asked for, and the end of the
+        stream."""
         proofs = proofs_of(finished)
         finishes = self._finishes or {0: "stop"}
-        parts = [
-            self._event([_choice(index, {}, reason)], **proofs) for index, reason in sorted(finishes.items())
-        ]
+        parts = [self._event([_choice(index, {}, reason)], **proofs) for index, reason in sorted(finishes.items())]
         if self._include_usage:
             parts.append(self._event([], usage=usage_of(finished), **proofs))
         return b"".join(parts) + DONE
@@ -70,9 +71,7 @@ class ChatStream:
         return self._head + b',"choices":' + _encode(choices) + tail + b"}\n\n"
 
 
-def completion_body(
-    *, started: Started, whole: Whole, finished: Finished, model: str, created: int
-) -> bytes:
+def completion_body(*, started: Started, whole: Whole, finished: Finished, model: str, created: int) -> bytes:
     """A whole answer."""
     body = {
         "id": f"chatcmpl-{started.job_id}",

@@ -1,7 +1,7 @@
-"""The life of one admitted request: attempts, commit at the first content, relay, and its one end.
+"""The life of one admitted request: up to three attempts, commit at the first content, and its one end.
 
-One coroutine owns a request and reads one inbox, so its states cannot race. It is written for no dialect: it yields events
-that a dialect renders. Source: provider protocol, sections 7 and 8; money, section 4.5.
+One coroutine owns a request and reads one inbox, so its states cannot race. It is written for no dialect: it yields
+events that a dialect renders. Source: provider protocol, sections 7 and 8; money, section 4.5.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from api.consumer.admission import Bounds, completion_bound
-from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
+from api.consumer.answers import Whole
+from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Attempt, AttemptFailed, Delta, MachineLink, Started
 from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, MachineLost
-from api.ports import Channel, Fleet, Jobs, Sealing
+from api.ports import Fleet, Jobs, Sealing
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
 from domain.errors import (
     AttemptTimedOut,
@@ -27,25 +28,12 @@ from domain.errors import (
     ProviderFailed,
     ServiceUnavailable,
 )
-from domain.protocol import (
-    STREAM_END,
-    Cancel,
-    InferenceAccepted,
-    InferenceComplete,
-    InferenceError,
-    InferenceRequest,
-    InferenceResponseChunk,
-    Sealed,
-    Usage,
-)
+from domain.protocol import InferenceComplete, InferenceError, Usage
 from domain.requests import JobFailure, RequestSettled
-from domain.routing import Snapshot
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 3
-RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
-"""Statuses below 500 that may be the machine's fault; the others follow from the request and are not tried again."""
 
 
 class Timeouts(NamedTuple):
@@ -60,34 +48,6 @@ class Timeouts(NamedTuple):
     settle_wait: float
     cancel_grace: float
     scheduler_reply: float = 20.0
-
-
-class MachineLink(Protocol):
-    """A connected machine, as the gateway that holds its socket offers it."""
-
-    def open_job(self, job_id: str, inbox: Inbox) -> None: ...
-
-    def close_job(self, job_id: str) -> None: ...
-
-    async def send(self, message: InferenceRequest | Cancel) -> None:
-        """Raises ConnectionError when the socket is gone."""
-        ...
-
-    async def violated(self, what: str) -> None:
-        """The machine broke the protocol: it is untrusted from now on."""
-        ...
-
-
-class Started(NamedTuple):
-    """The first content is here: the status may go out, and this machine is the one."""
-
-    machine: Snapshot
-    job_id: str
-    timing_us: dict[str, int]
-
-
-class Delta(NamedTuple):
-    chunk: ProviderChunk
 
 
 class Finished(NamedTuple):
@@ -109,18 +69,8 @@ class _GatewayStops(Exception):
     """This gateway cannot go on."""
 
 
-class _AttemptFailed(Exception):
-    """This attempt will not answer; another machine may."""
-
-    def __init__(self, reason: str, status: int, *, retry: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-        self.retry = retry
-
-
 class Tools(NamedTuple):
-    """What every request needs of the gateway."""
+    """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written."""
 
     jobs: Jobs
     fleet: Fleet
@@ -129,7 +79,6 @@ class Tools(NamedTuple):
     gateway_id: Callable[[], UUID]
     timeouts: Timeouts
     end_later: Callable[[SettleJob | ReleaseJob], None]
-    """Keeps trying an end that could not be written or queued."""
 
 
 class Inference:
@@ -164,7 +113,6 @@ class Inference:
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
-        self._delivered_bytes = 0
         self._ended = False
 
     def consumer_gone(self) -> None:
@@ -177,39 +125,38 @@ class Inference:
             DarkbloomError: it failed; before ``Started`` as a plain answer, afterwards as an event in the stream.
             Consumed: the consumer is gone.
         """
+        reason = "failed"
         try:
-            for attempt in range(1, ATTEMPTS_MAX + 1):
+            for number in range(1, ATTEMPTS_MAX + 1):
                 try:
-                    async with aclosing(self._attempt(attempt)) as attempt_events:
+                    async with aclosing(self._attempt(number)) as attempt_events:
                         async for event in attempt_events:
                             yield event
                     return
-                except _AttemptFailed as failed:
-                    if not failed.retry or attempt == ATTEMPTS_MAX:
+                except AttemptFailed as failed:
+                    if not failed.retry or number == ATTEMPTS_MAX:
                         raise self._failure_of(failed) from None
         except Consumed:
-            if not self._ended:
-                await self._release("cancelled")
+            reason = "cancelled"
             raise
         except ModelNotAvailable:
-            await self._release("rejected")
+            reason = "rejected"
             raise
         finally:
             # Also reached when the surrounding task is cancelled or a bug shows up: no hold may be left behind.
             if not self._ended:
-                await self._release("failed")
+                await self._release(reason)
 
     # --- one attempt ---------------------------------------------------------------------------------------------
 
-    async def _attempt(self, attempt: int) -> AsyncGenerator[Event, None]:
+    async def _attempt(self, number: int) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
         try:
-            assigned = await self._find_machine(attempt)
-            self._timing_us["route_us"] = _since_us(began)
-            machine = assigned.machine
-            link = self._tools.machine_link(machine.session_id)
+            assigned = await self._find_machine(number)
+            self._timing_us["route_us"] = int((time.perf_counter() - began) * 1_000_000)
+            link = self._tools.machine_link(assigned.machine.session_id)
             if link is None:
-                raise self._failed(assigned, "machine_lost", 502)
+                raise self._note(assigned, AttemptFailed("machine_lost", 502))
             link.open_job(assigned.job_id, self._inbox)
             try:
                 async with aclosing(self._on_machine(assigned, link)) as machine_events:
@@ -218,15 +165,15 @@ class Inference:
             finally:
                 link.close_job(assigned.job_id)
         finally:
-            await self._give_slot_back(attempt)
+            await self._give_slot_back(number)
 
-    async def _find_machine(self, attempt: int) -> Assigned:
+    async def _find_machine(self, number: int) -> Assigned:
         timeouts = self._tools.timeouts
         deadline = self._started_at + timeouts.first_content
         await self._tools.jobs.send(
             DispatchJob(
                 request_id=self.request_id,
-                attempt=attempt,
+                attempt=number,
                 account_id=self._account_id,
                 model=self._model,
                 size_gb=self._size_gb,
@@ -236,26 +183,24 @@ class Inference:
                 failures=tuple(self._failures),
                 reply_to=self._tools.gateway_id(),
                 deadline=time.time() + min(timeouts.queue_wait, deadline - time.monotonic()),
-                may_wait=attempt == 1,
+                may_wait=number == 1,
             )
         )
         wait_until = time.monotonic() + timeouts.scheduler_reply
-        waiting = False
+        waiting: Waiting | None = None
         while True:
             try:
                 item = await self._next(wait_until - time.monotonic())
             except TimeoutError:
-                if waiting:
-                    raise ModelNotAvailable("No machine became free for this model in time; try again shortly.") from None
-                raise ServiceUnavailable("The scheduler did not answer; nothing was charged, try again.") from None
+                raise _nobody_came(waiting) from None
             match item:
-                case Assigned() if item.attempt == attempt:
+                case Assigned() if item.attempt == number:
                     return item
-                case Waiting() if item.attempt == attempt and not waiting:
-                    waiting = True
+                case Waiting() if item.attempt == number and waiting is None:
+                    waiting = item
                     seconds = timeouts.queue_wait if item.machines else timeouts.no_provider_wait
                     wait_until = min(time.monotonic() + seconds, deadline)
-                case Refused() if item.attempt == attempt:
+                case Refused() if item.attempt == number:
                     raise self._refusal(item)
 
     def _refusal(self, refused: Refused) -> Exception:
@@ -263,86 +208,52 @@ class Inference:
             return ModelNotAvailable("Too many requests are waiting for this model; try again shortly.")
         if self._failures:
             last = self._failures[-1]
-            return _AttemptFailed(last.reason, last.status_code, retry=False)
+            return AttemptFailed(last.reason, last.status_code, retry=False)
         return ModelNotAvailable()
 
     async def _on_machine(self, assigned: Assigned, link: MachineLink) -> AsyncGenerator[Event, None]:
-        channel = await self._send(assigned, link)
-        started = False
-        try:
-            async with aclosing(self._relay(assigned, link, channel)) as relayed:
-                async for event in relayed:
-                    started = started or isinstance(event, Started)
-                    yield event
-        except (_AttemptFailed, TimeoutError, Consumed, _GatewayStops, InboxOverflow) as problem:
-            await self._cancel(assigned, link)
-            if isinstance(problem, Consumed | InboxOverflow) and started:
-                await self._settle_what_was_delivered(assigned)
-                raise Consumed from None
-            if isinstance(problem, Consumed):
-                raise
-            if isinstance(problem, _GatewayStops):
-                raise ServiceUnavailable("This gateway is stopping; nothing was charged, try again.") from None
-            if not started:
-                failed = problem if isinstance(problem, _AttemptFailed) else self._timed_out(assigned)
-                raise failed from None
-            if isinstance(problem, TimeoutError):
-                raise AttemptTimedOut("The machine stopped answering; nothing was charged.") from None
-            raise ProviderFailed("The machine failed while it answered; nothing was charged.") from None
-
-    async def _send(self, assigned: Assigned, link: MachineLink) -> Channel:
-        began = time.perf_counter()
-        try:
-            channel = self._tools.sealing.channel(assigned.machine.provider_key)
-            sealed = Sealed(channel.public_key, channel.seal(self._body))
-            self._timing_us["encrypt_us"] = _since_us(began)
-            await link.send(InferenceRequest(request_id=assigned.job_id, encrypted_body=sealed))
-        except (ValueError, ConnectionError):
-            raise self._failed(assigned, "send_failed", 502) from None
-        return channel
-
-    async def _relay(self, assigned: Assigned, link: MachineLink, channel: Channel) -> AsyncGenerator[Event, None]:
-        """Events from the sealed request to the settled completion."""
         timeouts = self._tools.timeouts
-        sent, patience = time.perf_counter(), timeouts.first_signal
-        held: list[ProviderChunk] = []
-        started = False
-        while True:
-            item = await self._next(self._seconds_left(patience, committed=started))
-            if isinstance(item, Assigned | Waiting | Refused) or item.request_id != assigned.job_id:
-                continue  # late news of an earlier attempt
-            match item:
-                case InferenceAccepted():
-                    self._timing_us["dispatch_us"] = _since_us(sent)
-                    patience = max(patience, timeouts.first_content)
-                case InferenceResponseChunk():
-                    text = await self._open(item, assigned, link, channel)
-                    if text == STREAM_END:
-                        continue
-                    answer = await self._read(text, assigned, link)
-                    patience = timeouts.chunk_gap
-                    if not started and not answer.has_content:
-                        assert isinstance(answer, ProviderChunk)
-                        held.append(answer)
-                        continue
-                    if not started:
-                        started = True
-                        self._timing_us["provider_us"] = _since_us(sent)
-                        yield Started(assigned.machine, assigned.job_id, self._timing_us)
-                        for chunk in held:
-                            yield Delta(chunk)
-                    self._delivered_bytes += answer.content_bytes
-                    yield Delta(answer) if isinstance(answer, ProviderChunk) else answer
-                case InferenceComplete():
-                    if not started:
-                        # A machine may end without a word; an empty answer is still an answer.
-                        yield Started(assigned.machine, assigned.job_id, self._timing_us)
-                    yield await self._settle(assigned, item)
-                    return
-                case InferenceError():
-                    raise self._machine_error(assigned, item)
-                case MachineLost():
-                    raise self._failed(assigned, "machine_lost", 502)
+        attempt = Attempt(
+            assigned,
+            link,
+            sealing=self._tools.sealing,
+            next_item=self._next_in_time,
+            stream=self._stream,
+            first_signal_seconds=timeouts.first_signal,
+            first_content_seconds=timeouts.first_content,
+            chunk_gap_seconds=timeouts.chunk_gap,
+            timing_us=self._timing_us,
+        )
+        try:
+            async with aclosing(attempt.run(self._body)) as items:
+                async for item in items:
+                    if isinstance(item, InferenceComplete):
+                        yield await self._settle(attempt, item)
+                    else:
+                        yield item
+        except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _GatewayStops) as problem:
+            await attempt.cancel()
+            raise await self._consequence(attempt, problem) from None
+
+    async def _consequence(self, attempt: Attempt, problem: Exception) -> Exception:
+        """What the end of an attempt means for the request: another try, an error, or the end of a conversation."""
+        if isinstance(problem, _GatewayStops):
+            return ServiceUnavailable("This gateway is stopping; nothing was charged, try again.")
+        if isinstance(problem, Consumed | InboxOverflow):
+            if attempt.started:
+                await self._settle_what_was_delivered(attempt)
+            return Consumed()
+        if not attempt.started:
+            # With the time for all attempts used up, another one could not answer either.
+            in_time = time.monotonic() - self._started_at < self._tools.timeouts.first_content
+            failed = problem if isinstance(problem, AttemptFailed) else AttemptFailed("timeout", 504, retry=in_time)
+            return self._note(attempt.assigned, failed)
+        if isinstance(problem, TimeoutError):
+            self._note(attempt.assigned, AttemptFailed("timeout", 504))
+            return AttemptTimedOut("The machine stopped answering; nothing was charged.")
+        assert isinstance(problem, AttemptFailed)
+        self._note(attempt.assigned, problem)
+        return ProviderFailed("The machine failed while it answered; nothing was charged.")
 
     async def _next(self, seconds: float) -> Any:
         item: Item = await self._inbox.get(max(0.0, seconds))
@@ -352,49 +263,19 @@ class Inference:
             raise _GatewayStops
         return item
 
-    def _seconds_left(self, patience: float, *, committed: bool) -> float:
+    async def _next_in_time(self, patience_seconds: float, started: bool) -> Any:
         timeouts = self._tools.timeouts
-        in_all = timeouts.request_max if committed else timeouts.first_content
-        return min(patience, self._started_at + in_all - time.monotonic())
-
-    async def _open(
-        self, chunk: InferenceResponseChunk, assigned: Assigned, link: MachineLink, channel: Channel
-    ) -> bytes:
-        """Open a chunk; anything but a box from the registered key is a violation (provider protocol, section 5.4)."""
-        sealed = chunk.encrypted_data
-        try:
-            if chunk.data or sealed is None or sealed.ephemeral_public_key != assigned.machine.provider_key:
-                raise ValueError
-            return channel.open(sealed.ciphertext)
-        except ValueError:
-            await link.violated("a chunk was not sealed as the protocol demands")
-            raise self._failed(assigned, "bad_encryption", 502) from None
-
-    async def _read(self, text: bytes, assigned: Assigned, link: MachineLink) -> ProviderChunk | Whole:
-        try:
-            return read_chunk(text) if self._stream else read_whole(text)
-        except ValueError:
-            await link.violated("a chunk was not an answer in the promised form")
-            raise self._failed(assigned, "bad_answer", 502) from None
+        in_all = timeouts.request_max if started else timeouts.first_content
+        return await self._next(min(patience_seconds, self._started_at + in_all - time.monotonic()))
 
     # --- failures ------------------------------------------------------------------------------------------------
 
-    def _failed(self, assigned: Assigned, reason: str, status: int, *, retry: bool = True) -> _AttemptFailed:
-        self._failures.append(JobFailure(assigned.job_id, reason, status))
+    def _note(self, assigned: Assigned, failed: AttemptFailed) -> AttemptFailed:
+        self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
         self._excluded.append(assigned.machine.session_id)
-        return _AttemptFailed(reason, status, retry=retry)
+        return failed
 
-    def _timed_out(self, assigned: Assigned) -> _AttemptFailed:
-        # With the time for all attempts used up, another one could not answer either.
-        in_time = time.monotonic() - self._started_at < self._tools.timeouts.first_content
-        return self._failed(assigned, "timeout", 504, retry=in_time)
-
-    def _machine_error(self, assigned: Assigned, error: InferenceError) -> _AttemptFailed:
-        status = error.status_code if 400 <= error.status_code <= 599 else 502
-        retry = status >= 500 or status in RETRIED_CLIENT_ERRORS
-        return self._failed(assigned, "machine_error", status, retry=retry)
-
-    def _failure_of(self, failed: _AttemptFailed) -> DarkbloomError:
+    def _failure_of(self, failed: AttemptFailed) -> DarkbloomError:
         """The consumer's error. A machine's own text is never passed on: it may hold anything."""
         if 400 <= failed.status < 500 and failed.status not in RETRIED_CLIENT_ERRORS:
             return InvalidRequest(
@@ -406,38 +287,32 @@ class Inference:
         status = failed.status if failed.status >= 500 else 503
         return ProviderFailed(f"No machine answered after {tried} {attempts}; nothing was charged.", http_status=status)
 
-    async def _cancel(self, assigned: Assigned, link: MachineLink) -> None:
-        try:
-            async with asyncio.timeout(2.0):
-                await link.send(Cancel(request_id=assigned.job_id))
-        except (ConnectionError, TimeoutError):
-            log.info("job %s could not be cancelled: its machine is gone", assigned.job_id)
-
     # --- ends ----------------------------------------------------------------------------------------------------
 
-    async def _settle_what_was_delivered(self, assigned: Assigned) -> None:
+    async def _settle_what_was_delivered(self, attempt: Attempt) -> None:
         """The consumer left mid-answer: the machine's own last word counts, if it comes in time."""
         deadline = time.monotonic() + self._tools.timeouts.cancel_grace
+        last_words = InferenceComplete | InferenceError | MachineLost
         while (seconds := deadline - time.monotonic()) > 0:
             try:
                 item = await self._inbox.get(seconds)
             except (TimeoutError, InboxOverflow):
                 break
-            if isinstance(item, InferenceComplete) and item.request_id == assigned.job_id and self._delivered_bytes:
-                await self._settle(assigned, item)
-                return
-            if isinstance(item, InferenceComplete | InferenceError | MachineLost) and item.request_id == assigned.job_id:
+            if isinstance(item, last_words) and item.request_id == attempt.assigned.job_id:
+                if isinstance(item, InferenceComplete) and attempt.delivered_bytes:
+                    await self._settle(attempt, item)
+                    return
                 break
         await self._release("no_terminal")
 
-    async def _settle(self, assigned: Assigned, complete: InferenceComplete) -> Finished:
+    async def _settle(self, attempt: Attempt, complete: InferenceComplete) -> Finished:
         job = SettleJob(
             request_id=self.request_id,
             account_id=self._account_id,
-            job_id=assigned.job_id,
+            job_id=attempt.assigned.job_id,
             claimed_prompt_tokens=complete.usage.prompt_tokens,
             claimed_completion_tokens=complete.usage.completion_tokens,
-            completion_bound=completion_bound(self._delivered_bytes, self._stop_bytes),
+            completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
             response_hash=complete.response_hash[:64],
             se_signature=complete.se_signature[:256],
         )
@@ -468,15 +343,21 @@ class Inference:
             self._tools.end_later(job)
             return None
 
-    async def _give_slot_back(self, attempt: int) -> None:
+    async def _give_slot_back(self, number: int) -> None:
         try:
-            if attempt == 1:
+            if number == 1:
                 await self._tools.fleet.leave_queue(self.request_id)
-            for job in await self._tools.fleet.release(self.request_id, attempt):
+            for job in await self._tools.fleet.release(self.request_id, number):
                 await self._tools.jobs.send(job)
         except DarkbloomError as error:
             log.warning("a slot is given back later: %s", type(error).__name__)
 
 
-def _since_us(began: float) -> int:
-    return int((time.perf_counter() - began) * 1_000_000)
+def _nobody_came(waiting: Waiting | None) -> DarkbloomError:
+    if waiting is None:
+        return ServiceUnavailable("The scheduler did not answer; nothing was charged, try again.")
+    if waiting.machines == 0:
+        return ModelNotAvailable(
+            "No machine that serves this model is connected; nothing was charged. GET /v1/models lists what is served."
+        )
+    return ModelNotAvailable("No machine became free for this model in time; nothing was charged, try again shortly.")

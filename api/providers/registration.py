@@ -1,9 +1,10 @@
-"""What a machine says of itself, checked and clamped (provider protocol, section 3.1; attestation, sections 3 and 4)."""
+"""What a machine says of itself, checked and clamped (provider protocol, section 3.1; attestation, sections 3 and
+4)."""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 

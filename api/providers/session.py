@@ -1,4 +1,4 @@
-"""One connected machine: its state, its jobs, its challenges (provider protocol, sections 1 to 3; attestation, section 6).
+"""One connected machine: its state, its jobs, its challenges (provider protocol, sections 1 to 3; attestation, 6).
 
 Its identity is the hash of its signing key. Another connection of the same machine replaces this one only after it has
 answered a challenge with that key.
@@ -303,7 +303,7 @@ class ProviderSession:
         now = time.time()
         against = reasons_against(Candidate(snapshot, Load()), demand, self._around.policy, now=now)
         status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
-        details = (self._untrusted or self.identity.problem,) if self._untrusted else ()
+        details = (self._untrusted,) if self._untrusted else ()
         reason = "; ".join([*(str(item) for item in against), *details])
         return TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
 
@@ -343,4 +343,3 @@ class ProviderSession:
             signing_key=self.identity.signing_key,
             quantization={model.id: model.quantization for model in register.models},
         )
-

@@ -39,10 +39,10 @@ AS_ROOT = os.geteuid() == 0
 DEADLINE_SECONDS = 20.0
 
 OWNER = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
 from adapters.postgres.embedded import EmbeddedPostgres
-signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
 with EmbeddedPostgres.start(Path(sys.argv[1])) as server:
     print(server.dsn, flush=True)
     sys.stdin.read()

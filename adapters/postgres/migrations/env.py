@@ -1,7 +1,7 @@
 """Runs the migrations on the connection that the caller passes, or on DARKBLOOM_DATABASE_URL from the command line."""
 
 from alembic import context
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 
 from adapters.postgres.migrate import sqlalchemy_url
 from adapters.settings import Settings
@@ -17,7 +17,7 @@ def run() -> None:
         _run_on(opened)
 
 
-def _run_on(connection: object) -> None:
+def _run_on(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=None)
     with context.begin_transaction():
         context.run_migrations()

@@ -1,0 +1,30 @@
+"""When the agent connects again, and when a failed engine is loaded again."""
+
+from __future__ import annotations
+
+from agent.engine.restart import RestartPolicy
+from agent.link import Backoff, RetryPolicy
+
+
+def test_reconnection_waits_at_most_a_doubling_ceiling() -> None:
+    backoff = Backoff(RetryPolicy(), draw=lambda low, high: high)
+    assert [backoff.next() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    backoff.reset()
+    assert backoff.next() == 1
+
+
+def test_reconnection_jitters_down_to_nothing() -> None:
+    backoff = Backoff(RetryPolicy(), draw=lambda low, high: low)
+    assert [backoff.next() for _ in range(3)] == [0, 0, 0]
+
+
+def test_an_engine_is_loaded_again_after_growing_delays_and_then_stays_down() -> None:
+    policy = RestartPolicy()
+    assert [policy.delay_after_failure(float(now)) for now in range(6)] == [1, 2, 4, 8, 16, None]
+
+
+def test_old_failures_are_forgotten() -> None:
+    policy = RestartPolicy()
+    for now in range(5):
+        policy.delay_after_failure(float(now))
+    assert policy.delay_after_failure(700.0) == 1
