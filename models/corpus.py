@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import CorpusTooSmallError
+from models.errors import CorpusTooSmall
 
 CORPUS_BYTES_MIN = 20_000
 SENTENCE_CHARACTERS_MAX = 320
@@ -43,18 +43,18 @@ def folder_files(folder: Path) -> list[Path]:
 def read_sections(files: list[Path]) -> list[Section]:
     """Reads the files, in the given order, into sections.
 
-    Raises `CorpusTooSmallError` if the files hold fewer than `CORPUS_BYTES_MIN` bytes or no sentence at all.
+    Raises `CorpusTooSmall` if the files hold fewer than `CORPUS_BYTES_MIN` bytes or no sentence at all.
     """
     contents = [file.read_bytes() for file in files]
     size_bytes = sum(map(len, contents))
     if size_bytes < CORPUS_BYTES_MIN:
-        raise CorpusTooSmallError(
+        raise CorpusTooSmall(
             f"The corpus has {size_bytes:,} bytes of Markdown in {len(files)} files; at least {CORPUS_BYTES_MIN:,} are"
             " needed. Write more documentation, or name another folder with --corpus."
         )
     sections = [section for content in contents for section in parse_sections(content.decode("utf-8"))]
     if not sections:
-        raise CorpusTooSmallError(f"The corpus of {len(files)} files has no sentence of prose under any heading.")
+        raise CorpusTooSmall(f"The corpus of {len(files)} files has no sentence of prose under any heading.")
     return sections
 
 
@@ -88,7 +88,7 @@ def _blocks(markdown: str) -> Iterator[str]:
 
 
 def _prose_lines(markdown: str) -> Iterator[str]:
-    """The lines outside code blocks, without quotation marks; what is no prose becomes an empty line, which separates."""
+    """The lines outside code blocks, quotations unmarked; what is no prose becomes an empty line, which separates."""
     in_code = False
     for line in markdown.splitlines():
         fence = bool(_FENCE.match(line))
@@ -114,8 +114,5 @@ def split_sentences(text: str) -> list[str]:
     return [
         part if part[-1] in ".!?" else f"{part}."
         for part in candidates
-        if part
-        and part[-1] != ":"
-        and len(part) <= SENTENCE_CHARACTERS_MAX
-        and len(part.split()) >= SENTENCE_WORDS_MIN
+        if part and part[-1] != ":" and len(part) <= SENTENCE_CHARACTERS_MAX and len(part.split()) >= SENTENCE_WORDS_MIN
     ]

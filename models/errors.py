@@ -7,13 +7,13 @@ class TinyModelError(ClickException):
     """The model was not made; the output folder is as it was before. Exit code 1."""
 
 
-class CorpusTooSmallError(TinyModelError):
+class CorpusTooSmall(TinyModelError):
     """The Markdown found holds too little text to learn from."""
 
 
-class TimeLimitError(TinyModelError):
+class TimeLimitPassed(TinyModelError):
     """Training was slower than `--seconds-max` allows."""
 
 
-class WrittenModelError(TinyModelError):
-    """The files on disk do not load as the model that was trained."""
+class WrittenModelDiffers(TinyModelError):
+    """The files just written do not load as the model that was trained."""

@@ -37,7 +37,7 @@ def host_operations() -> Iterator[None]:
 
 
 def _linear_call(layer: Module, inputs: mx.array) -> mx.array:
-    return cast(mx.array, linear(inputs, layer.weight))
+    return cast("mx.array", linear(inputs, layer.weight))
 
 
 def _attention_call(
@@ -45,7 +45,7 @@ def _attention_call(
 ) -> mx.array:
     if cache is not None or mask not in ("causal", None):
         raise ValueError("Host operations know causal attention without a cache only.")
-    return cast(mx.array, causal_attention(queries * scale, keys, values))
+    return cast("mx.array", causal_attention(queries * scale, keys, values))
 
 
 @mx.custom_function
@@ -114,7 +114,7 @@ def _gated_gradients(
 def mean_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """The mean of `-log softmax(logits)[target]` in nats: logits (..., classes), targets (...), result a scalar."""
     shifted = _rows(logits) - _rows(logits).max(-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, _host(targets).reshape(-1, 1), -1)[:, 0]
+    chosen = shifted[np.arange(len(shifted)), _classes(targets)]
     return mx.array(np.mean(np.log(np.exp(shifted).sum(-1)) - chosen))
 
 
@@ -124,8 +124,8 @@ def _cross_entropy_gradients(
 ) -> tuple[mx.array, mx.array]:
     logits, targets = primals
     slopes = _softmax(_rows(logits).copy())
-    slopes[np.arange(len(slopes)), _host(targets).reshape(-1)] -= 1
-    slopes *= cotangent.item() / len(slopes)
+    slopes[np.arange(len(slopes)), _classes(targets)] -= 1
+    slopes *= _host(cotangent) / len(slopes)
     return mx.array(slopes.reshape(logits.shape)), mx.zeros_like(targets)
 
 
@@ -155,6 +155,11 @@ def _host(array: mx.array) -> Floats:
     """The array's memory as NumPy sees it; evaluates what is still lazy."""
     view: Any = array
     return np.asarray(view)
+
+
+def _classes(targets: mx.array) -> NDArray[np.intp]:
+    """Class numbers of any shape as one flat index."""
+    return _host(targets).reshape(-1).astype(np.intp)
 
 
 def _rows(array: mx.array) -> Floats:

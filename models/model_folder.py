@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -11,7 +11,7 @@ from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.utils import load_model
 from tokenizers import Tokenizer
 
-from models.errors import WrittenModelError
+from models.errors import WrittenModelDiffers
 from models.vocabulary import CONTEXT_TOKENS, CONTROL_TOKENS, END, VOCABULARY_SIZE, write_tokenizer
 
 END_ID = CONTROL_TOKENS.index(END)
@@ -36,23 +36,28 @@ MODEL_CONFIG: dict[str, Any] = {
     "pad_token_id": END_ID,
     "torch_dtype": "float16",
 }
-GENERATION_CONFIG = {"eos_token_id": END_ID, "pad_token_id": END_ID, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
+GENERATION_CONFIG = {"eos_token_id": END_ID, "pad_token_id": END_ID, "do_sample": True, "temperature": 0.7}
 
 
 def new_model() -> Model:
     """The untrained model, its weights drawn from MLX's global random state (float32)."""
-    return Model(ModelArgs.from_dict(MODEL_CONFIG))
+    return Model(cast("Any", ModelArgs).from_dict(MODEL_CONFIG))
+
+
+def named_weights(model: Model) -> dict[str, mx.array]:
+    """Every learned array under its name in `model.safetensors`."""
+    return dict(cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters())))
 
 
 def parameter_count(model: Model) -> int:
     """How many numbers the model has learned."""
-    return sum(weights.size for _, weights in tree_flatten(model.parameters()))
+    return sum(array.size for array in named_weights(model).values())
 
 
 def write_model_folder(folder: Path, model: Model, tokenizer: Tokenizer, card: str) -> None:
-    """Writes weights (float16), configuration, tokenizer and `README.md`, checks them, and only then moves them in place.
+    """Writes weights (float16), configuration, tokenizer and README; checks them; only then moves them in place.
 
-    Raises `WrittenModelError`, with `folder` untouched, if what was written does not load as the same model.
+    Raises `WrittenModelDiffers`, with `folder` untouched, if what was written does not load as the same model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
@@ -68,7 +73,7 @@ def write_model_folder(folder: Path, model: Model, tokenizer: Tokenizer, card: s
 
 
 def _write_weights(model: Model, file: Path) -> None:
-    weights = {name: array.astype(mx.float16) for name, array in tree_flatten(model.parameters())}
+    weights = {name: array.astype(mx.float16) for name, array in named_weights(model).items()}
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
 
 
@@ -78,7 +83,7 @@ def _write_json(content: dict[str, Any], file: Path) -> None:
 
 def _check_weights(model: Model, stage: Path) -> None:
     """Loads what was written and compares it with what was trained, number by number."""
-    loaded = dict(tree_flatten(load_model(stage)[0].parameters()))
-    for name, array in tree_flatten(model.parameters()):
+    loaded = named_weights(load_model(stage)[0])
+    for name, array in named_weights(model).items():
         if not mx.array_equal(loaded[name], array.astype(mx.float16)):
-            raise WrittenModelError(f"The weights {name} read back from {stage} are not those that were trained.")
+            raise WrittenModelDiffers(f"The weights {name} read back from {stage} are not those that were trained.")

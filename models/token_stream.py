@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def build_stream(sections: list[Section], tokenizer: Tokenizer, rng: np.random.G
 
 def _sample_texts(sections: list[Section], tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[str]:
     """Conversations as the shipped chat template renders them, so that training and serving agree; then plain text."""
-    renderer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE)
+    renderer = cast("Any", PreTrainedTokenizerFast)(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE)
     for chat in conversations(sections, rng):
         yield str(renderer.apply_chat_template([turn._asdict() for turn in chat], tokenize=False))
     for section in sections:

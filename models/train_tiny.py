@@ -1,9 +1,9 @@
 """Trains the tiny chat model on this project's documentation: `python -m models.train_tiny`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import mlx.core as mx
@@ -13,7 +13,7 @@ from mlx.nn.utils import value_and_grad
 from mlx_lm.models.llama import Model
 
 from models.corpus import folder_files, read_sections, repository_files
-from models.errors import TimeLimitError
+from models.errors import TimeLimitPassed
 from models.host_operations import host_operations, mean_cross_entropy
 from models.model_card import model_card
 from models.model_folder import new_model, parameter_count, write_model_folder
@@ -52,7 +52,7 @@ def main(out: Path, corpus: Path | None, seed: int, steps: int, seconds_max: flo
     mx.random.seed(seed)
     model = new_model()
     loss = train(model, stream, steps, np.random.default_rng(seed + 1), deadline=started + seconds_max)
-    write_model_folder(out, model, tokenizer, model_card(parameter_count(model), seed, steps, loss))
+    write_model_folder(out, model, tokenizer, model_card(parameter_count(model), len(sections), seed, steps, loss))
     click.echo(
         f"{out}: {parameter_count(model):,} parameters, {steps} steps, loss {loss:.3f},"
         f" {time.monotonic() - started:.0f} s"
@@ -62,7 +62,7 @@ def main(out: Path, corpus: Path | None, seed: int, steps: int, seconds_max: flo
 def train(model: Model, stream: TokenStream, steps: int, rng: np.random.Generator, deadline: float) -> float:
     """Trains the model in place; returns the mean loss (nats a token) of the last `STEPS_PER_REPORT` steps.
 
-    Raises `TimeLimitError` when `time.monotonic()` passes the deadline before the last step.
+    Raises `TimeLimitPassed` when `time.monotonic()` passes the deadline before the last step.
     """
     optimizer = optim.AdamW(_learning_rate(steps), betas=[0.9, 0.95], weight_decay=0.05)
     gradients_of = value_and_grad(model, _loss)
@@ -70,9 +70,9 @@ def train(model: Model, stream: TokenStream, steps: int, rng: np.random.Generato
     with host_operations():
         for step, rows in enumerate(_batches(stream, steps, rng), start=1):
             if time.monotonic() > deadline:
-                raise TimeLimitError(f"Only {step - 1} of {steps} steps were done in time. Raise --seconds-max.")
+                raise TimeLimitPassed(f"Only {step - 1} of {steps} steps were done in time. Raise --seconds-max.")
             loss, gradients = gradients_of(model, rows)
-            optimizer.update(model, optim.clip_grad_norm(gradients, GRADIENT_NORM_MAX)[0])
+            optimizer.update(model, cast("Any", optim).clip_grad_norm(gradients, GRADIENT_NORM_MAX)[0])
             mx.eval(model.parameters(), optimizer.state)
             losses.append(loss.item())
             if step % STEPS_PER_REPORT == 0 or step == steps:
@@ -89,10 +89,10 @@ def _batches(stream: TokenStream, steps: int, rng: np.random.Generator) -> Itera
 
 def _loss(model: Model, rows: mx.array) -> mx.array:
     """The mean cross entropy, in nats, of each token after the first of its row."""
-    return cast(mx.array, mean_cross_entropy(model(rows[:, :-1]), rows[:, 1:]))
+    return cast("mx.array", mean_cross_entropy(model(rows[:, :-1]), rows[:, 1:]))
 
 
-def _learning_rate(steps: int) -> optim.schedulers:
+def _learning_rate(steps: int) -> Callable[[mx.array], mx.array]:
     """A linear rise over `WARM_UP_SHARE` of the steps, then half a cosine down to a hundredth of the peak."""
     warm_up = max(1, int(steps * WARM_UP_SHARE))
     rise = optim.linear_schedule(0.0, LEARNING_RATE_PEAK, warm_up)

@@ -127,7 +127,7 @@ class Decoder:
         if self._running:
             self._decode(self._batch)
         self._publish()
-        return bool(self._running)
+        return bool(self._running or self._waiting)
 
     def _drop_cancelled(self, batch: Batch) -> None:
         for uid in [uid for uid, job in self._running.items() if job.ticket.generation.cancelled]:
