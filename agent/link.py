@@ -102,7 +102,7 @@ class Link:
                 return self._refused(f"HTTP status {status}")
             return self._unreachable(f"HTTP status {status}")
         except (OSError, WebSocketException) as error:
-            return self._unreachable(str(error) or type(error).__name__)
+            return self._unreachable(printable(str(error)) or type(error).__name__)
         began = time.monotonic()
         try:
             session = Session(self._machine, self._shutdown, self._address, once=self._once)

@@ -11,7 +11,7 @@ from agent.engine.text import TextEngine
 from agent.engine.thread import MlxThread
 from agent.errors import AgentStopping
 from agent.files import private_directory
-from agent.identity import load_identity
+from agent.identity import Identity, load_identity
 from agent.link import Link
 from agent.lock import InstanceLock
 from agent.log import guard_loop
@@ -34,16 +34,19 @@ def serve(settings: ServeSettings) -> int:
     """
     lock = InstanceLock(private_directory(settings.home))
     hardening = harden(os.environ)
+    identity = load_identity(settings.home)
     folders = [models.inspect(path) for path in settings.model_paths]
     thread = MlxThread()
     try:
-        return asyncio.run(_serve(settings, hardening, folders, thread))
+        return asyncio.run(_serve(settings, identity, hardening, folders, thread))
     finally:
         thread.close()
         lock.release()
 
 
-async def _serve(settings: ServeSettings, hardening: Hardening, folders: list[ModelFolder], thread: MlxThread) -> int:
+async def _serve(
+    settings: ServeSettings, identity: Identity, hardening: Hardening, folders: list[ModelFolder], thread: MlxThread
+) -> int:
     guard_loop(asyncio.get_running_loop())
     shutdown = Shutdown(settings.drain_timeout_seconds)
     shutdown.listen()
@@ -63,7 +66,7 @@ async def _serve(settings: ServeSettings, hardening: Hardening, folders: list[Mo
     except AgentStopping:
         _log.info("stopped while loading")
         return shutdown.exit_code
-    machine = Machine(load_identity(settings.home), facts, hardening, slots, settings.auth_token_path)
+    machine = Machine(identity, facts, hardening, slots, settings.auth_token_path)
     link = Link(machine, shutdown, settings.coordinator_url, settings.coordinator_address, once=settings.once)
     try:
         await link.run()

@@ -20,7 +20,7 @@ class Message(NamedTuple):
 
 Conversation = tuple[Message, ...]
 
-ANSWER_SENTENCES_MAX = 4
+ANSWER_SENTENCES_MIN, ANSWER_SENTENCES_MAX = 2, 4
 ANSWER_CHARACTERS_MAX = 420
 FOLLOW_UP_PROBABILITY = 0.25
 SYSTEM_PROBABILITY = 0.3
@@ -62,6 +62,15 @@ INTRODUCTIONS = (
     ("Thank you.", "You are welcome."),
     ("Thanks!", "You are welcome."),
     ("Help", "Ask me about Darkbloom: I was trained on its documentation and on nothing else."),
+    (
+        "What is the weather today?",
+        "I do not know. I was trained on the documentation of Darkbloom and on nothing else.",
+    ),
+    (
+        "What is two and two?",
+        "I cannot calculate. I was trained on the documentation of Darkbloom and on nothing else.",
+    ),
+    ("What is the capital of France?", "I do not know. I know only the documentation of Darkbloom."),
     ("Tell me a joke.", "I know only the documentation of Darkbloom, and it has no jokes."),
     ("Write a poem.", "I know only the documentation of Darkbloom, and it is written in prose."),
     ("What is Darkbloom?", "Darkbloom runs private inference on other people's Macs."),
@@ -95,17 +104,20 @@ def _section_turns(section: Section, rng: np.random.Generator) -> Iterator[Conve
 
 
 def _answer(sentences: tuple[str, ...], start: int, rng: np.random.Generator) -> tuple[str, int]:
-    """A few sentences from `start` on, at least one, and the index of the first sentence after them."""
+    """A few sentences from `start` on (one, if the next is missing or too long), and the index of the first after."""
     stop = start + 1
-    stop_max = min(start + int(rng.integers(1, ANSWER_SENTENCES_MAX + 1)), len(sentences))
+    stop_max = min(start + int(rng.integers(ANSWER_SENTENCES_MIN, ANSWER_SENTENCES_MAX + 1)), len(sentences))
     while stop < stop_max and len(" ".join(sentences[start : stop + 1])) <= ANSWER_CHARACTERS_MAX:
         stop += 1
     return " ".join(sentences[start:stop]), stop
 
 
 def _question(section: Section, start: int, rng: np.random.Generator) -> str:
-    """What a user might say to get the sentences from `start` on: a question, or else the sentence before them."""
-    if start and rng.random() < 0.5:
+    """What a user might say to get the sentences from `start` on: a question first, later the sentence before them.
+
+    A question has one answer only: with several, the model would learn that the question does not matter.
+    """
+    if start:
         return section.sentences[start - 1]
     return _pick(QUESTIONS, rng).format(topic=_topic(section.heading, rng))
 

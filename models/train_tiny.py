@@ -17,15 +17,15 @@ from models.errors import TimeLimitPassed
 from models.host_operations import host_operations, mean_cross_entropy
 from models.model_card import model_card
 from models.model_folder import new_model, parameter_count, write_model_folder
-from models.token_stream import TokenStream, build_stream
+from models.samples import Samples, build_samples
 from models.vocabulary import train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS_DEFAULT = 700
-TOKENS_PER_STEP = 2048
+TOKENS_PER_STEP = 1024
 # Short rows are cheap and hold a usual conversation; the long ones teach the later positions.
 ROW_TOKENS = (128, 128, 128, 512)
-LEARNING_RATE_PEAK = 4e-3
+LEARNING_RATE_PEAK = 6e-3
 WARM_UP_SHARE = 0.05
 GRADIENT_NORM_MAX = 1.0
 STEPS_PER_REPORT = 25
@@ -46,12 +46,14 @@ def main(out: Path, corpus: Path | None, seed: int, steps: int, seconds_max: flo
     started = time.monotonic()
     sections = read_sections(folder_files(corpus) if corpus else repository_files(REPOSITORY))
     tokenizer = train_tokenizer(f"{section.heading}\n\n{' '.join(section.sentences)}" for section in sections)
-    stream = build_stream(sections, tokenizer, np.random.default_rng(seed))
-    click.echo(f"{len(sections)} sections, {len(stream.starts)} samples, {stream.tokens.size} tokens", err=True)
+    samples = build_samples(sections, tokenizer, np.random.default_rng(seed))
+    click.echo(
+        f"{len(sections)} sections, {len(samples.tokens)} samples, {sum(map(len, samples.tokens))} tokens", err=True
+    )
 
     mx.random.seed(seed)
     model = new_model()
-    loss = train(model, stream, steps, np.random.default_rng(seed + 1), deadline=started + seconds_max)
+    loss = train(model, samples, steps, np.random.default_rng(seed + 1), deadline=started + seconds_max)
     write_model_folder(out, model, tokenizer, model_card(parameter_count(model), len(sections), seed, steps, loss))
     click.echo(
         f"{out}: {parameter_count(model):,} parameters, {steps} steps, loss {loss:.3f},"
@@ -59,7 +61,7 @@ def main(out: Path, corpus: Path | None, seed: int, steps: int, seconds_max: flo
     )
 
 
-def train(model: Model, stream: TokenStream, steps: int, rng: np.random.Generator, deadline: float) -> float:
+def train(model: Model, samples: Samples, steps: int, rng: np.random.Generator, deadline: float) -> float:
     """Trains the model in place; returns the mean loss (nats a token) of the last `STEPS_PER_REPORT` steps.
 
     Raises `TimeLimitPassed` when `time.monotonic()` passes the deadline before the last step.
@@ -68,7 +70,7 @@ def train(model: Model, stream: TokenStream, steps: int, rng: np.random.Generato
     gradients_of = value_and_grad(model, _loss)
     losses: list[float] = []
     with host_operations():
-        for step, rows in enumerate(_batches(stream, steps, rng), start=1):
+        for step, rows in enumerate(_batches(samples, steps, rng), start=1):
             if time.monotonic() > deadline:
                 raise TimeLimitPassed(f"Only {step - 1} of {steps} steps were done in time. Raise --seconds-max.")
             loss, gradients = gradients_of(model, rows)
@@ -80,11 +82,11 @@ def train(model: Model, stream: TokenStream, steps: int, rng: np.random.Generato
     return float(np.mean(losses[-STEPS_PER_REPORT:]))
 
 
-def _batches(stream: TokenStream, steps: int, rng: np.random.Generator) -> Iterator[mx.array]:
+def _batches(samples: Samples, steps: int, rng: np.random.Generator) -> Iterator[mx.array]:
     """One array (rows, tokens + 1) a step, always `TOKENS_PER_STEP` tokens to predict."""
     for step in range(steps):
         length = ROW_TOKENS[step % len(ROW_TOKENS)]
-        yield mx.array(stream.rows(TOKENS_PER_STEP // length, length + 1, rng))
+        yield mx.array(samples.rows(TOKENS_PER_STEP // length, length + 1, rng))
 
 
 def _loss(model: Model, rows: mx.array) -> mx.array:

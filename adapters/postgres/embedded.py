@@ -65,7 +65,7 @@ _UNPRIVILEGED_ACCOUNTS = ("postgres", "nobody")
 _WORKING_FOLDER = "/proc/self/cwd" if sys.platform == "linux" else "."
 
 # Not TMPDIR: that may itself be too long for a socket, or closed to the server's account.
-_TEMPORARY = Path("/tmp")
+_TEMPORARY = Path("/tmp")  # noqa: S108 - only `mkdtemp` makes names in it
 _RUNTIME_PREFIX = "darkbloom-"
 _BUILD_PREFIX = "postgres.new-"
 
@@ -655,7 +655,7 @@ def _spawn(
     that neither our secrets nor PGPORT and its like reach it. It is not tied to our death: Linux could only tie it
     to the thread that starts it, which may well end long before the server should. The next start stops an orphan.
     """
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - the programs are the wheel's and no shell reads the arguments
         command,
         cwd=folder,
         env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},

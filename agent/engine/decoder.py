@@ -124,9 +124,10 @@ class Decoder:
             return False
         self._drop_cancelled(self._batch)
         self._admit(self._batch)
-        if self._running:
-            self._decode(self._batch)
+        events = self._decode(self._batch) if self._running else []
+        # Published first, so that whoever hears of a job's end already finds its place free.
         self._publish()
+        deliver(events)
         return bool(self._running or self._waiting)
 
     def _drop_cancelled(self, batch: Batch) -> None:
@@ -150,7 +151,7 @@ class Decoder:
                 self._left()
                 deliver([(ticket.generation, EngineFailed())])
 
-    def _decode(self, batch: Batch) -> None:
+    def _decode(self, batch: Batch) -> list[tuple[Generation, Event]]:
         events: list[tuple[Generation, Event]] = []
         for token in batch.step():
             job = self._running[token.uid]
@@ -167,7 +168,7 @@ class Decoder:
                 finished = Finished(end, len(job.ticket.prompt), job.completion_tokens)
                 events.append((job.ticket.generation, finished))
                 self._end(batch, token)
-        deliver(events)
+        return events
 
     def _end(self, batch: Batch, token: Token) -> None:
         # The batch drops a sequence by itself after its end token or its last allowed one.
@@ -220,5 +221,5 @@ class Decoder:
         self._inbox.clear()
         for _ in tickets:
             self._left()
-        deliver([(ticket.generation, failure()) for ticket in tickets])
         self._publish()
+        deliver([(ticket.generation, failure()) for ticket in tickets])

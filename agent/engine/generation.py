@@ -91,8 +91,9 @@ def deliver(events: Iterable[tuple[Generation, Event]]) -> None:
         try:
             loop.call_soon_threadsafe(_push_all, addressed)
         except RuntimeError:
-            # The loop was closed with its consumers; nobody is left to tell.
-            continue
+            # The loop was closed with its consumers: nobody is left to tell, so the work ends.
+            for generation, _ in addressed:
+                generation.cancelled = True
 
 
 def _push_all(events: list[tuple[Generation, Event]]) -> None:

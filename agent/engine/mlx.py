@@ -65,9 +65,15 @@ def prepare_thread() -> None:
         mx.disable_compile()
 
 
+def settle_thread() -> None:
+    """Wait for the work that the calling thread has started; before the thread ends."""
+    mx.synchronize()
+
+
 def memory_gb() -> tuple[float, float, float]:
     """Active, peak and cached memory of MLX in GB. Reads counters only, so any thread may ask."""
-    return tuple(round(size / 1e9, 3) for size in (mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()))  # type: ignore[return-value]
+    active, peak, cached = mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
+    return round(active / 1e9, 3), round(peak / 1e9, 3), round(cached / 1e9, 3)
 
 
 class Prompter:
@@ -77,7 +83,10 @@ class Prompter:
         self._tokenizer = tokenizer
         self._template_arguments: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True}
         renderer = tokenizer._tokenizer.apply_chat_template
-        if tokenizer._chat_template is None and "sanitize_control_tokens" in inspect.signature(renderer).parameters:
+        if (
+            getattr(tokenizer, "_chat_template", None) is None
+            and "sanitize_control_tokens" in inspect.signature(renderer).parameters
+        ):
             self._template_arguments["sanitize_control_tokens"] = True
         else:
             _log.warning("control tokens that are spelled out in messages act as control tokens with this model")

@@ -89,6 +89,7 @@ class MlxThread:
                 self._calls.popleft()()
             if not self._step_all():
                 self._wake.wait(self._seconds_to_next())
+        mlx.settle_thread()
 
     def _step_all(self) -> bool:
         busy = False

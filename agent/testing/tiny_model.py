@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 CONTROL_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
-END_TOKEN = "<|end|>"  # noqa: S105 - a token of a vocabulary
+END_TOKEN = "<|end|>"
 
 _TEMPLATE = (
     "{% for message in messages %}"

@@ -107,12 +107,12 @@ class TestAnswers:
 
     async def test_a_limit_beyond_the_context_is_cut_to_what_is_left(self, engines: Engines) -> None:
         prompt = "x" * 500
-        text, finished = await answer(engines.random, chat(prompt, max_tokens=1000))
+        _, finished = await answer(engines.random, chat(prompt, max_tokens=1000))
         assert finished.prompt_tokens == 503
         assert finished.completion_tokens <= 9
 
     async def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(self, engines: Engines) -> None:
-        with pytest.raises(JobRefused, match="515 tokens.*512") as caught:
+        with pytest.raises(JobRefused, match=r"515 tokens.*512") as caught:
             await answer(engines.random, chat("x" * 512))
         assert caught.value.status_code == 400
 
@@ -145,8 +145,9 @@ class TestSampling:
 
     async def test_models_on_one_thread_do_not_disturb_each_other(self, engines: Engines) -> None:
         alone = await answer(engines.random, chat(max_tokens=40))
-        both = await asyncio.gather(answer(engines.random, chat(max_tokens=40)), answer(engines.story, chat()))
-        assert both == [alone, (STORY, Finished("stop", 5, len(SCRIPT)))]
+        beside, story = await asyncio.gather(answer(engines.random, chat(max_tokens=40)), answer(engines.story, chat()))
+        assert beside == alone
+        assert story == (STORY, Finished("stop", 5, len(SCRIPT)))
 
     async def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(self, engines: Engines) -> None:
         seeded = chat(max_tokens=24, sampling=Sampling(temperature=1.0, top_p=0.9, seed=11))
@@ -243,6 +244,21 @@ class TestQueue:
         await finish(running)
         await until(lambda: engines.endless.occupancy == type(engines.endless.occupancy)())
 
+    async def test_a_job_that_is_cancelled_while_its_prompt_is_read_leaves_the_others_alone(
+        self, tmp_path: Path, engines: Engines
+    ) -> None:
+        folder = build_random_model(tmp_path / "long", context_length=100_000)
+        async with started(folder, engines.thread) as engine:
+            alone = await answer(engine, chat("short", max_tokens=60))
+            beside = engine.submit(chat("short", max_tokens=60))
+            await bounded(anext(beside))
+            long = engine.submit(chat("x" * 12_000, max_tokens=5))
+            await until(lambda: engine.occupancy.running == 2)
+            long.cancel()
+            assert (await finish(long))[1] == Finished("cancelled", 12_003, 0)
+            assert (await finish(beside))[1] == alone[1]
+            assert await answer(engine, chat("short", max_tokens=60)) == alone
+
     async def test_a_full_queue_refuses_at_once_and_recovers(self, engines: Engines) -> None:
         generations = [engines.endless.submit(chat()) for _ in range(3)]
         with pytest.raises(EngineBusy) as caught:
@@ -321,7 +337,7 @@ class TestFailures:
     ) -> None:
         folder = build_reciting_model(tmp_path / "shared", ENDLESS, endless=True, context_length=100_000)
         async with started(folder, engines.thread) as engine:
-            good = engine.submit(chat(max_tokens=2000))
+            good = engine.submit(chat(max_tokens=300))
             await bounded(anext(good))
 
             class Broken:
@@ -333,7 +349,7 @@ class TestFailures:
             monkeypatch.setattr(engine._decoder._loaded, "detokenizer", Broken)
             with pytest.raises(EngineFailed):
                 await answer(engine, chat())
-            assert (await finish(good))[1] == Finished("length", 5, 2000)
+            assert (await finish(good))[1] == Finished("length", 5, 300)
             assert engine.state == "ready"
         assert CANARY not in caplog.text
 

@@ -39,12 +39,24 @@ AS_ROOT = os.geteuid() == 0
 DEADLINE_SECONDS = 20.0
 
 OWNER = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from adapters.postgres.embedded import EmbeddedPostgres
-signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
 with EmbeddedPostgres.start(Path(sys.argv[1])) as server:
     print(server.dsn, flush=True)
+    sys.stdin.read()
+"""
+
+# A blocked signal waits until it is asked for, so none can slip in between two steps of the script.
+OWNER_THAT_WAITS_FOR_CTRL_C = """
+import signal, sys
+from pathlib import Path
+from adapters.postgres.embedded import EmbeddedPostgres
+with EmbeddedPostgres.start(Path(sys.argv[1])) as server:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    print(server.dsn, flush=True)
+    signal.sigwait({signal.SIGINT})
+    print("interrupted", flush=True)
     sys.stdin.read()
 """
 
@@ -133,9 +145,9 @@ def running_script(script: str, data_dir: Path) -> Iterator[subprocess.Popen[str
 
 
 @contextmanager
-def owner_process(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def owner_process(data_dir: Path, script: str = OWNER) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the server under another process of ours; gives that process and the URL."""
-    with running_script(OWNER, data_dir) as owner:
+    with running_script(script, data_dir) as owner:
         assert owner.stdout is not None
         yield owner, owner.stdout.readline().strip()
 
@@ -227,7 +239,7 @@ def test_stop_can_be_called_twice_and_releases_the_directory(data_dir: Path) -> 
 
 
 def test_ctrl_c_in_the_terminal_reaches_the_owner_and_not_the_server(data_dir: Path) -> None:
-    with owner_process(data_dir) as (owner, dsn):
+    with owner_process(data_dir, OWNER_THAT_WAITS_FOR_CTRL_C) as (owner, dsn):
         os.killpg(owner.pid, signal.SIGINT)
         assert owner.stdout is not None
         assert owner.stdout.readline() == "interrupted\n"

@@ -41,6 +41,7 @@ class MemoryLedger:
     def __init__(self, *, cache_max: int = 1_000) -> None:
         self.cache = AggregateCache(cache_max)
         self.log: list[Stored] = []
+        self._versions: set[tuple[UUID, int]] = set()
         self.now = BEGINNING
         self.unit = BatchUnit(self.cache, self.now)
 
@@ -65,10 +66,11 @@ class MemoryLedger:
     def commit(self) -> Written:
         """Append what the open batch recorded, and begin the next one."""
         written = Written(len(self.log) + 1, self.unit.now, tuple(self.unit.events), dict(self.unit.touched))
-        versions = {(row.originator_id, row.originator_version) for row in self.log}
         for position, event in enumerate(written.events, written.first_position):
             row = Stored(position, event.originator_id, event.originator_version, event.TOPIC, events.encode(event))
-            assert (row.originator_id, row.originator_version) not in versions, f"{row.topic} is in the log twice"
+            version = (row.originator_id, row.originator_version)
+            assert version not in self._versions, f"version {version[1]} of {row.topic}'s aggregate is in the log twice"
+            self._versions.add(version)
             self.log.append(row)
         self.cache.shrink()
         self._next_batch()

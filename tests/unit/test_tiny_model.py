@@ -15,7 +15,7 @@ from mlx.nn.losses import cross_entropy
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten
 from mlx_lm import batch_generate, load, stream_generate
-from mlx_lm.models.llama import Model
+from mlx_lm.models.llama import Model, ModelArgs
 
 from models import train_tiny
 from models.conversations import ANSWER_CHARACTERS_MAX, QUESTIONS, conversations
@@ -32,8 +32,8 @@ from models.corpus import (
 from models.errors import CorpusTooSmall, TimeLimitPassed
 from models.host_operations import host_operations, mean_cross_entropy
 from models.model_folder import named_weights, new_model, parameter_count
-from models.token_stream import TokenStream, build_stream
-from models.vocabulary import CONTROL_TOKENS, train_tokenizer
+from models.samples import Samples, build_samples
+from models.vocabulary import CONTROL_TOKENS, VOCABULARY_SIZE, train_tokenizer
 
 SHIPPED = Path(train_tiny.__file__).parent / "darkbloom-tiny"
 GREETING = [{"role": "system", "content": "Be concise."}, {"role": "user", "content": "Hello"}]
@@ -65,10 +65,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stream(corpus: Path) -> TokenStream:
+def samples(corpus: Path) -> Samples:
     sections = read_sections(folder_files(corpus))
     tokenizer = train_tokenizer(" ".join(section.sentences) for section in sections)
-    return build_stream(sections, tokenizer, np.random.default_rng(0))
+    return build_samples(sections, tokenizer, np.random.default_rng(0))
 
 
 def test_the_shipped_model_loads_without_a_network_and_is_small(shipped: tuple[Model, Any]) -> None:
@@ -152,6 +152,7 @@ code is not prose.
 
 - a list item that
   goes on
+
 > A quotation counts too.
 
 ## Empty
@@ -182,7 +183,7 @@ def test_a_repository_without_documentation_has_no_files(tmp_path: Path) -> None
 
 def test_too_small_a_corpus_is_refused_with_its_size(tmp_path: Path) -> None:
     (tmp_path / "short.md").write_text("# Short\n\nThis is too little.\n")
-    with pytest.raises(CorpusTooSmall, match="28 bytes of Markdown in 1 files; at least 20,000"):
+    with pytest.raises(CorpusTooSmall, match="29 bytes of Markdown in 1 files; at least 20,000"):
         read_sections(folder_files(tmp_path))
 
 
@@ -217,23 +218,37 @@ def test_turns_alternate_after_an_optional_system_prompt() -> None:
         assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
+def test_a_question_about_a_heading_has_one_answer() -> None:
+    sections = [Section("A hold", tuple(f"It is number {number}." for number in range(20)))]
+    chats = [chat for seed in range(9) for chat in conversations(sections, np.random.default_rng(seed))]
+    asked = [chat[-2:] if len(chat) < 4 else chat[-4:-2] for chat in chats]
+    answers = [answer.content for question, answer in asked if "hold" in question.content]
+    assert len(answers) >= 9
+    assert all(answer.startswith("It is number 0.") for answer in answers)
+
+
 def test_a_heading_that_contains_braces_can_be_asked_about() -> None:
     sections = [Section("GET /v1/jobs/{id}", ("It answers with one job.",))] * len(QUESTIONS)
     assert any("{id}" in chat[-2].content for chat in conversations(sections, np.random.default_rng(0)))
 
 
-def test_rows_begin_where_samples_begin_and_wrap_around(stream: TokenStream) -> None:
-    rows = stream.rows(64, 40, np.random.default_rng(1))
+def test_samples_end_with_the_end_token_and_nowhere_else_in_running_text(samples: Samples) -> None:
+    end = CONTROL_TOKENS.index("<|end|>")
+    assert all(sample[-1] == end for sample in samples.tokens)
+    assert all((sample == end).sum() == 1 for sample in samples.tokens if sample[0] >= len(CONTROL_TOKENS))
+
+
+def test_rows_are_full_and_begin_where_samples_begin(samples: Samples) -> None:
+    rows = samples.rows(64, 40, np.random.default_rng(1))
     assert rows.shape == (64, 40)
-    assert set(rows[:, 0].tolist()) <= set(stream.tokens[stream.starts].tolist())
-    last = TokenStream(stream.tokens, stream.starts[-1:]).rows(1, stream.tokens.size, np.random.default_rng(1))
-    assert sorted(last[0].tolist()) == sorted(stream.tokens.tolist())
+    assert set(rows[:, 0].tolist()) <= {int(sample[0]) for sample in samples.tokens}
+    assert np.array_equal(rows, samples.rows(64, 40, np.random.default_rng(1)))
 
 
 def test_host_operations_give_the_loss_and_the_gradients_of_mlx() -> None:
     mx.random.seed(0)
     model = new_model()
-    rows = mx.random.randint(0, 1024, (2, 12))
+    rows = mx.random.randint(0, VOCABULARY_SIZE, (2, 12))
 
     def loss_of_mlx(model: Model, rows: mx.array) -> mx.array:
         return cross_entropy(model(rows[:, :-1]), rows[:, 1:], reduction="mean")
@@ -262,24 +277,25 @@ def test_host_operations_are_undone_at_the_end() -> None:
     assert mx.array_equal(model(rows), before)
 
 
-def test_training_lowers_the_loss_and_repeats_exactly(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_lowers_the_loss_and_repeats_exactly(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tiny, "ROW_TOKENS", (32,))
-    monkeypatch.setattr(train_tiny, "TOKENS_PER_STEP", 256)
+    monkeypatch.setattr(train_tiny, "TOKENS_PER_STEP", 128)
+    shape = ModelArgs("llama", 32, 1, 64, 2, 1e-5, VOCABULARY_SIZE)
     models, losses = [], []
     for _ in range(2):
         mx.random.seed(5)
-        models.append(new_model())
-        losses.append(train_tiny.train(models[-1], stream, 12, np.random.default_rng(5), deadline=float("inf")))
+        models.append(Model(shape))
+        losses.append(train_tiny.train(models[-1], samples, 30, np.random.default_rng(5), deadline=float("inf")))
 
-    assert losses[0] == losses[1] < np.log(1024)
+    assert losses[0] == losses[1] < 0.9 * np.log(VOCABULARY_SIZE)
     first, second = map(named_weights, models)
     for name, weights in first.items():
         assert mx.array_equal(weights, second[name]), name
 
 
-def test_training_past_its_deadline_fails(stream: TokenStream) -> None:
+def test_training_past_its_deadline_fails(samples: Samples) -> None:
     with pytest.raises(TimeLimitPassed, match="Only 0 of 5 steps"):
-        train_tiny.train(new_model(), stream, 5, np.random.default_rng(0), deadline=float("-inf"))
+        train_tiny.train(new_model(), samples, 5, np.random.default_rng(0), deadline=float("-inf"))
 
 
 def test_the_command_writes_a_folder_that_loads(corpus: Path, tmp_path: Path) -> None:
@@ -292,7 +308,7 @@ def test_the_command_writes_a_folder_that_loads(corpus: Path, tmp_path: Path) ->
     assert "--seed 9 --steps 2" in (out / "README.md").read_text()
     model, tokenizer = cast("tuple[Model, Any]", load(str(out))[:2])
     prompt = tokenizer.apply_chat_template(GREETING, add_generation_prompt=True)
-    assert model(mx.array([prompt])).shape == (1, len(prompt), 1024)
+    assert model(mx.array([prompt])).shape == (1, len(prompt), VOCABULARY_SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 

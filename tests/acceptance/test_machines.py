@@ -1,0 +1,226 @@
+"""Machines that fail, lie, queue up or come back: what the consumer sees, and what becomes of the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+
+from tests.support.machine import MODEL, Job, Machine, answer_at_once
+from tests.support.processes import Coordinator, Key, eventually
+
+ASK = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
+
+
+@pytest.fixture
+def key(up: Coordinator) -> Key:
+    return up.books.open_account(1_000_000)
+
+
+@pytest.fixture
+async def client(up: Coordinator, key: Key) -> AsyncGenerator[httpx.AsyncClient, None]:
+    headers = {"Authorization": f"Bearer {key.secret}"}
+    async with httpx.AsyncClient(base_url=up.url, headers=headers, timeout=60.0) as connected:
+        yield connected
+
+
+async def _refuse(machine: Machine, job: Job) -> None:
+    await machine.send_raw(
+        json.dumps(
+            {"type": "inference_error", "request_id": job.job_id, "error": "prompt was: hello", "status_code": 503}
+        )
+    )
+
+
+async def _stay_silent(machine: Machine, job: Job) -> None:
+    await job.cancelled.wait()
+
+
+async def test_a_failing_machine_is_passed_over_and_another_one_answers(
+    up: Coordinator, key: Key, client: httpx.AsyncClient
+) -> None:
+    async with Machine(up.url, _refuse).connected(), Machine(up.url).connected():
+        answers = [await client.post("/v1/chat/completions", json=ASK) for _ in range(6)]
+    assert {answer.status_code for answer in answers} == {200}
+    failed = up.books.value("SELECT count(*) FROM events WHERE topic = 'InferenceRequest.JobFailed'")
+    assert isinstance(failed, int)
+    assert up.books.balance(key.account_id) == (1_000_000 - 600, 0, 0)
+
+
+async def test_a_silent_machine_is_passed_over_after_the_first_signal_timeout(
+    up: Coordinator, client: httpx.AsyncClient
+) -> None:
+    silent = Machine(up.url, _stay_silent)
+    async with silent.connected(), Machine(up.url).connected():
+        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=ASK) for _ in range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert all(job.cancelled.is_set() for job in silent.jobs.values())
+
+
+async def test_when_every_machine_fails_the_error_is_plain_and_nothing_is_charged(
+    up: Coordinator, key: Key, client: httpx.AsyncClient
+) -> None:
+    async with Machine(up.url, _refuse).connected(), Machine(up.url, _refuse).connected():
+        answer = await client.post("/v1/chat/completions", json=ASK | {"stream": True})
+    assert answer.status_code == 503
+    error = answer.json()["error"]
+    assert error["type"] == "provider_error"
+    assert "2 attempts" in error["message"]
+    assert "hello" not in answer.text
+    assert not any(name.startswith("x-provider") for name in answer.headers)
+    assert up.books.balance(key.account_id) == (1_000_000, 0, 0)
+    assert up.books.ends_of(key.account_id) == ["RequestReleased"]
+
+
+async def test_an_error_that_follows_from_the_request_is_not_tried_on_another_machine(
+    up: Coordinator, client: httpx.AsyncClient
+) -> None:
+    async def too_long(machine: Machine, job: Job) -> None:
+        await machine.send_raw(
+            json.dumps({"type": "inference_error", "request_id": job.job_id, "error": "x", "status_code": 400})
+        )
+
+    first, second = Machine(up.url, too_long), Machine(up.url, too_long)
+    async with first.connected(), second.connected():
+        answer = await client.post("/v1/chat/completions", json=ASK)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert len(first.jobs) + len(second.jobs) == 1
+
+
+@pytest.mark.parametrize("violation", ["plaintext", "foreign_key", "garbage"])
+async def test_a_chunk_that_is_not_sealed_makes_the_machine_untrusted_until_it_registers_again(
+    up: Coordinator, client: httpx.AsyncClient, violation: str
+) -> None:
+    async def violate(machine: Machine, job: Job) -> None:
+        await job.accept()
+        sealed = {"ephemeral_public_key": machine.public_key, "ciphertext": "AAAA" * 20}
+        frame: dict[str, object] = {"type": "inference_response_chunk", "request_id": job.job_id}
+        if violation == "plaintext":
+            frame |= {"data": "data: {}", "encrypted_data": sealed}
+        elif violation == "foreign_key":
+            frame["encrypted_data"] = sealed | {"ephemeral_public_key": "B6N8vBQgk8i3VdwbEOhstCY3StFqqFPtC9/AsrhtHHw="}
+        else:
+            frame["encrypted_data"] = sealed
+        await machine.send_raw(json.dumps(frame))
+
+    async with Machine(up.url, violate).connected() as machine:
+        answer = await client.post("/v1/chat/completions", json=ASK)
+        assert answer.status_code == 502
+        assert machine.status is not None
+        assert machine.status.status == "untrusted"
+        await machine.heartbeat()  # must not lift it
+        again = await client.post("/v1/chat/completions", json=ASK)
+        assert again.status_code == 503
+        assert len(machine.jobs) == 1
+
+
+async def test_requests_wait_for_a_slot_and_are_served_in_order(up: Coordinator, client: httpx.AsyncClient) -> None:
+    may_finish = asyncio.Semaphore(0)
+    served: list[str] = []
+
+    async def one_at_a_time(machine: Machine, job: Job) -> None:
+        served.append(job.body["messages"][0]["content"])
+        await job.accept()
+        await may_finish.acquire()
+        await answer_at_once(machine, job)
+
+    async with Machine(up.url, one_at_a_time, concurrency=1).connected():
+        tasks = []
+        for number in range(5):
+            body = ASK | {"messages": [{"role": "user", "content": f"number {number}"}]}
+            tasks.append(asyncio.create_task(client.post("/v1/chat/completions", json=body)))
+            waiting = max(0, number)
+            await asyncio.to_thread(
+                eventually,
+                lambda waiting=waiting: (
+                    len(served) == 1
+                    and up.books.value("SELECT count(*) FROM waiters WHERE woken_at IS NULL") == waiting
+                ),
+                f"{waiting} requests to wait",
+            )
+        for _ in range(5):
+            may_finish.release()
+        answers = await asyncio.gather(*tasks)
+    assert {answer.status_code for answer in answers} == {200}
+    assert served == [f"number {number}" for number in range(5)]
+    assert up.books.rows("SELECT * FROM waiters") == []
+    assert up.books.rows("SELECT * FROM claims") == []
+
+
+async def test_a_full_queue_refuses_with_retry_after(up: Coordinator, client: httpx.AsyncClient) -> None:
+    may_finish = asyncio.Event()
+
+    async def wait(machine: Machine, job: Job) -> None:
+        await job.accept()
+        await may_finish.wait()
+        await answer_at_once(machine, job)
+
+    async with Machine(up.url, wait, concurrency=1).connected():
+        tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=ASK)) for _ in range(12)]
+        refused, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        (answer,) = {task.result() for task in refused}
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == "model_not_available"
+        assert answer.headers["retry-after"] == "10"
+        may_finish.set()
+        answers = await asyncio.gather(*tasks)
+    assert sorted(answer.status_code for answer in answers) == [200] * 11 + [503]
+
+
+async def test_the_newer_connection_of_a_machine_replaces_the_older_one(
+    up: Coordinator, client: httpx.AsyncClient
+) -> None:
+    older = Machine(up.url)
+    async with older.connected():
+        newer = Machine(up.url, signing_key=older.signing_key)
+        async with newer.connected():
+            async with asyncio.timeout(10):
+                await older.closed.wait()
+            assert older.close_reason == "replaced by new connection from same device"
+            assert (await client.post("/v1/chat/completions", json=ASK)).status_code == 200
+            assert len(newer.jobs) == 1
+            assert older.jobs == {}
+
+
+async def test_a_machine_that_vanishes_before_content_is_passed_over(
+    up: Coordinator, client: httpx.AsyncClient
+) -> None:
+    async def vanish(machine: Machine, job: Job) -> None:
+        await machine.drop()
+
+    async with Machine(up.url, vanish).connected(), Machine(up.url).connected():
+        answers = [await client.post("/v1/chat/completions", json=ASK) for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_machine_with_a_provider_token_earns_for_its_account(
+    up: Coordinator, client: httpx.AsyncClient
+) -> None:
+    import psycopg
+
+    from adapters.postgres.credentials import create_provider_token
+
+    owner = up.books.open_account(0)
+    with psycopg.connect(up.books.dsn, autocommit=True) as connection:
+        token = create_provider_token(connection, owner.account_id)
+    async with Machine(up.url, auth_token=token).connected():
+        assert (await client.post("/v1/chat/completions", json=ASK)).status_code == 200
+    assert up.books.balance(owner.account_id) == (100, 100, 0)
+    up.books.require_balanced()
+
+
+async def test_stray_frames_do_not_disturb_a_connection(up: Coordinator, client: httpx.AsyncClient) -> None:
+    async with Machine(up.url).connected() as machine:
+        for frame in (
+            "not json",
+            "[]",
+            '{"type":"nonsense"}',
+            '{"type":"inference_complete","request_id":"0","usage":{"prompt_tokens":1,"completion_tokens":1}}',
+            '{"type":"inference_response_chunk","request_id":"unknown"}',
+        ):
+            await machine.send_raw(frame)
+        assert (await client.post("/v1/chat/completions", json=ASK)).status_code == 200

@@ -1,0 +1,78 @@
+"""The read models in dicts: the real projections' rows, put where their SQL would put them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from domain import events
+from domain.eventsourced import Aggregate, Written
+from projections import balances, earnings, journal, open_requests, usage
+from projections.runner import Recorded
+
+Row = tuple[Any, ...]
+
+
+class _Rows:
+    """Stands where a projection expects its connection, and keeps what it would insert."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def execute(self, _statement: str, columns: Sequence[Sequence[Any]]) -> None:
+        self.rows += zip(*columns, strict=True)
+
+
+class ReadModels:
+    """Every table by its key. A conflict ends as the statement says: the first row stays, or the newest wallet."""
+
+    def __init__(self) -> None:
+        self.balances: dict[str, Row] = {}
+        self.usage: dict[str, Row] = {}
+        self.open_requests: dict[str, Row] = {}
+        self.earnings: dict[str, Row] = {}
+        self.journal_lines: dict[tuple[int, int], Row] = {}
+
+    def follow(self, written: Written) -> None:
+        """Read what one transaction appended: the inline projections as the writer runs them, then the lagging ones."""
+        for statement, columns in balances.Balances().statements(written):
+            assert statement == balances.UPSERT
+            for row in zip(*columns, strict=True):
+                if row[0] not in self.balances or self.balances[row[0]][1] < row[1]:
+                    self.balances[row[0]] = row
+        for statement, columns in usage.UsageEntries().statements(written):
+            assert statement == usage.INSERT
+            for row in zip(*columns, strict=True):
+                self.usage.setdefault(row[0], row)
+        for statement, columns in open_requests.OpenRequests().statements(written):
+            if statement == open_requests.INSERT:
+                for row in zip(*columns, strict=True):
+                    self.open_requests.setdefault(row[0], row)
+            else:
+                assert statement == open_requests.DELETE
+                for request_id in columns[0]:
+                    self.open_requests.pop(request_id, None)
+        for row in _rows(earnings.Earnings(), written):
+            self.earnings.setdefault(row[0], row)
+        for row in _rows(journal.JournalLines(), written):
+            self.journal_lines.setdefault((row[0], row[1]), row)
+
+
+def _rows(projection: earnings.Earnings | journal.JournalLines, written: Written) -> list[Row]:
+    batch = [
+        Recorded(position, event.originator_id, written.recorded_at, events.decode(event.TOPIC, events.encode(event)))
+        for position, event in enumerate(written.events, written.first_position)
+        if event.TOPIC in projection.topics
+    ]
+    connection = _Rows()
+    if batch:
+        projection.apply(connection, batch)  # type: ignore[arg-type]
+    return connection.rows
+
+
+def rebuilt(log: Sequence[tuple[int, Any]], aggregates: Mapping[UUID, Aggregate], recorded_at: Any) -> ReadModels:
+    """The tables as one pass over the whole log makes them. ``log`` is positions with their events."""
+    models = ReadModels()
+    models.follow(Written(1, recorded_at, [event for _, event in log], aggregates))
+    return models

@@ -1,0 +1,502 @@
+"""Random histories of the ledger's commands against a plain model, an independent auditor and the log itself.
+
+A failure prints the steps that lead to it, and a blob that repeats them. The broken builds at the end show that the
+machine can fail: each plants one defect into the product and expects to be told.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from adapters.postgres.unit import AggregateCache, BatchUnit
+from domain import journal, ledger
+from domain.accounts import Account
+from domain.errors import Conflict, DarkbloomError, InsufficientFunds, UnknownRequest
+from domain.eventsourced import Actor, Aggregate, Written
+from domain.journal import JournalEntry
+from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccount, OpenSession, Release, Settle
+from domain.machines import ProviderMachine
+from domain.pricing import Quote
+from domain.requests import InferenceRequest, JobFailure, RequestReleased, RequestSettled, job_id_of
+from domain.wallet import HoldCaptured, HoldReleased, Split, Wallet
+from tests.support.auditor import Auditor
+from tests.support.ledger_model import BUCKETS, Attempt, Model, Refused, Request
+from tests.support.memory_ledger import BEGINNING, MemoryLedger, replayed, reread, state
+from tests.support.read_models import ReadModels, rebuilt
+
+KINDS: dict[str, type[Aggregate]] = {
+    kind.KIND: kind for kind in (Account, Wallet, JournalEntry, InferenceRequest, ProviderMachine)
+}
+ACCOUNTS = ("ada", "ben", "cyd")
+MACHINES = (("of-nobody", ""), ("of-ada", "ada"), ("of-ben", "ben"))
+"""Machines, each with the account that it is linked to."""
+
+QUOTES = (
+    Quote(1_000_000, 2_000_000, "built_in", 1, 100),
+    Quote(50_000, 200_000, "default", 1, 100),
+    Quote(2_000_001, 999_999, "built_in", 1, 250),
+    Quote(130_000, 1_040_000, "built_in", 1, 0),
+    Quote(0, 0, "built_in", 1, 0),
+)
+HARDWARE: tuple[dict[str, str | int], ...] = ({"chip_name": "M4"}, {"chip_name": "M4", "memory_gb": 64})
+REASONS = ("rejected", "cancelled", "failed", "expired", "no_terminal")
+NEVER_ADMITTED = UUID(int=0)
+
+CACHE_MAX = 4
+"""Far fewer aggregates than a history touches, so that most commands read theirs from the log."""
+
+REFUSALS = (DarkbloomError, ValueError, KeyError)
+"""What a command may raise; anything that is no DarkbloomError becomes InternalError in the writer."""
+
+accounts = st.sampled_from(ACCOUNTS)
+machines = st.sampled_from(MACHINES)
+quotes = st.sampled_from(QUOTES)
+credit = st.sampled_from((20_000, 3_000, 450, 100, 1))
+poor = st.sampled_from((1, 100, 450, 3_000))
+tokens = st.integers(0, 1_500)
+indexes = st.integers(0, 7)
+attempts = st.integers(1, 3)
+failures = st.sets(st.integers(1, 3), max_size=2)
+fees = st.sampled_from((0, 5, 33, 100))
+whole_request = (accounts, quotes, st.tuples(tokens, tokens), st.sampled_from((0, 40)), machines, attempts, fees)
+"""Account, quote, tokens used, tokens claimed too many, machine, attempts that it took, fee."""
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Commands join an open batch until it is committed or lost; every step is checked as if it were the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = MemoryLedger(cache_max=CACHE_MAX)
+        self.model = Model()
+        self.auditor = Auditor()
+        self.tables = ReadModels()
+        self.shadow: dict[UUID, Aggregate] = {}
+        self.done: list[tuple[Any, Any]] = []
+        self.saved_model = self.model.copy()
+        self.saved_done = 0
+        self.audited = 0
+
+    # --- running a command -------------------------------------------------------------------------------------------
+
+    def perform(
+        self, command: Any, foretell: Callable[[], Any], *, refusal: type[Exception] | None = None
+    ) -> tuple[Any, Any]:
+        """Run a command. Returns what it answered and what the model foretold, or nothing twice when both refuse."""
+        marked = len(self.ledger.unit.events)
+        try:
+            expected = foretell()
+        except Refused:
+            with pytest.raises(refusal or REFUSALS):
+                self.ledger.run(command)
+            assert len(self.ledger.unit.events) == marked, "a failed command leaves nothing in the log"
+            return None, None
+        result = self.ledger.run(command)
+        if not isinstance(command, OpenAccount):  # which says whether this very call opened the account
+            self._repeat(command, result)
+        self.done.append((command, result))
+        return result, expected
+
+    def _repeat(self, command: Any, first: Any) -> None:
+        marked = len(self.ledger.unit.events)
+        result = self.ledger.run(command)
+        assert len(self.ledger.unit.events) == marked, "a repeated command appends nothing"
+        assert result == first, "a repeated command returns the first result"
+
+    def request(self, index: int) -> UUID:
+        """One of the admitted requests: those that are open come first, the newest before the older."""
+        known = sorted(self.model.requests, key=lambda key: (self.model.requests[key].end is not None, -key.int))
+        return known[index % len(known)]
+
+    # --- money comes in ----------------------------------------------------------------------------------------------
+
+    @initialize(amounts=st.tuples(credit, poor, poor), served=st.lists(st.tuples(*whole_request), max_size=6))
+    def begin_with_a_past(self, amounts: tuple[int, int, int], served: list[Any]) -> None:
+        for account, amount in zip(ACCOUNTS, amounts, strict=True):
+            self.grant(account, amount, f"first-{account}")
+        for request in served:
+            self.serve(*request)
+
+    @rule(account=accounts, amount=credit | st.integers(-1, 0), reference=st.sampled_from("abcd"))
+    def grant(self, account: str, amount: int, reference: str) -> None:
+        opened, is_new = self.perform(OpenAccount(account_id=account), lambda: self.model.open_account(account))
+        assert opened is is_new
+        result, expected = self.perform(
+            GrantCredit(account_id=account, amount_micro_usd=amount, reference=reference),
+            lambda: self.model.grant(account, amount, reference),
+            refusal=Conflict,
+        )
+        assert result == expected
+
+    # --- the life of a request ---------------------------------------------------------------------------------------
+
+    @rule(account=accounts, quote=quotes, bounds=st.tuples(tokens, tokens), machine=machines)
+    def begin(self, account: str, quote: Quote, bounds: tuple[int, int], machine: tuple[str, str]) -> None:
+        """A request that is left open."""
+        key = self._admit_new(account, quote, *bounds)
+        if key is not None:
+            self._dispatch(key, 1, machine, set())
+
+    @rule(request=st.tuples(*whole_request))
+    def serve_one_more(self, request: Any) -> None:
+        self.serve(*request)
+
+    def serve(
+        self,
+        account: str,
+        quote: Quote,
+        used: tuple[int, int],
+        too_many: int,
+        machine: tuple[str, str],
+        tries: int,
+        fee_percent: int,
+    ) -> None:
+        """A whole request, as most of them go."""
+        key = self._admit_new(account, quote, used[0] + 30, 1_500)
+        if key is not None:
+            for number in range(1, tries + 1):
+                self._dispatch(key, number, machine, {number - 1} - {0})
+            claim = (used[0] + too_many, used[1] + too_many, used[1] + 16)
+            self._settle(key, tries, account, claim, fee_percent)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(index=indexes, account=accounts, quote=quotes, prompt=tokens)
+    def admit_what_is_known(self, index: int, account: str, quote: Quote, prompt: int) -> None:
+        self._admit(self.request(index), account, quote, prompt, prompt)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(index=indexes, number=attempts, machine=machines, failed=failures)
+    def dispatch(self, index: int, number: int, machine: tuple[str, str], failed: set[int]) -> None:
+        self._dispatch(self.request(index), number, machine, {one for one in failed if one < number})
+
+    @precondition(lambda self: self.model.requests)
+    @rule(index=indexes, number=attempts, claim=st.tuples(tokens, tokens, tokens), fee_percent=fees)
+    def settle(self, index: int, number: int, claim: tuple[int, int, int], fee_percent: int) -> None:
+        key = self.request(index)
+        self._settle(key, number, self.model.requests[key].account, claim, fee_percent)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(index=indexes, reason=st.sampled_from(REASONS), failed=failures)
+    def release(self, index: int, reason: str, failed: set[int]) -> None:
+        key = self.request(index)
+        self._release(key, self.model.requests[key].account, reason, failed)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(index=indexes, account=accounts, prompt=st.integers(-1, 2), fee_percent=st.sampled_from((0, -1, 101)))
+    def end_what_makes_no_sense(self, index: int, account: str, prompt: int, fee_percent: int) -> None:
+        """For another account, with impossible numbers, of a job or a request that never was."""
+        key = self.request(index)
+        self._settle(key, 1, account, (prompt, 5, 5), fee_percent)
+        self._settle(key, 4, self.model.requests[key].account, (5, 5, 5), 0)
+        if account != self.model.requests[key].account:
+            self._release(key, account, "failed", {1})
+        self._settle(NEVER_ADMITTED, 1, account, (5, 5, 5), 0)
+        self._release(NEVER_ADMITTED, account, "failed", set())
+        self._dispatch(NEVER_ADMITTED, 1, MACHINES[0], set())
+
+    def _admit_new(self, account: str, quote: Quote, prompt_bound: int, output_bound: int) -> UUID | None:
+        key = UUID(int=len(self.model.requests) + 1)
+        self._admit(key, account, quote, prompt_bound, output_bound)
+        return key if key in self.model.requests else None
+
+    def _admit(self, key: UUID, account: str, quote: Quote, prompt_bound: int, output_bound: int) -> None:
+        command = Admit(
+            actor=Actor("consumer", account),
+            correlation_id=str(key),
+            request_id=key,
+            account_id=account,
+            key_id="key",
+            gateway_id="gateway",
+            model="model",
+            prompt_estimate=prompt_bound // 4,
+            prompt_bound=prompt_bound,
+            output_bound=output_bound,
+            quote=quote,
+            expires_at=BEGINNING + timedelta(hours=1),
+        )
+        asked = Request(
+            account, quote.input_price, quote.output_price, quote.minimum_charge, prompt_bound, output_bound
+        )
+        result, expected = self.perform(command, lambda: self.model.admit(key, asked), refusal=InsufficientFunds)
+        if result is not None:
+            assert result.reserved == expected
+            assert result.account_id == self.model.requests[key].account
+
+    def _dispatch(self, key: UUID, number: int, machine: tuple[str, str], failed: set[int]) -> None:
+        name, owner = machine
+        command = Dispatch(
+            request_id=key,
+            attempt=number,
+            provider_id=f"session-{name}",
+            machine_id=name,
+            provider_key=f"key-{name}",
+            provider_account_id=owner,
+            failures=_failures(key, failed),
+        )
+        attempt = Attempt(f"session-{name}", name, owner)
+        result, expected = self.perform(
+            command, lambda: self.model.dispatch(key, number, attempt, failed), refusal=UnknownRequest
+        )
+        assert result is expected
+
+    def _settle(self, key: UUID, number: int, account: str, claim: tuple[int, int, int], fee_percent: int) -> None:
+        request = self.model.requests.get(key)
+        if request is not None and request.end is None and number in request.failed:
+            return  # the completion of an attempt that was given up has a test of its own in test_ledger.py
+        prompt, completion, delivered = claim
+        command = Settle(
+            request_id=key,
+            account_id=account,
+            job_id=str(job_id_of(key, number)),
+            claimed_prompt_tokens=prompt,
+            claimed_completion_tokens=completion,
+            completion_bound=delivered,
+            response_hash="hash",
+            se_signature="signature",
+            fee_percent=fee_percent,
+        )
+        result, expected = self.perform(
+            command,
+            lambda: self.model.settle(
+                key,
+                number,
+                account=account,
+                prompt=prompt,
+                completion=completion,
+                delivered=delivered,
+                fee_percent=fee_percent,
+            ),
+        )
+        _assert_end(key, result, expected)
+
+    def _release(self, key: UUID, account: str, reason: str, failed: set[int]) -> None:
+        command = Release(request_id=key, account_id=account, reason=reason, failures=_failures(key, failed))
+        result, expected = self.perform(
+            command, lambda: self.model.release(key, account=account, reason=reason, failed=failed)
+        )
+        _assert_end(key, result, expected)
+
+    # --- machines ----------------------------------------------------------------------------------------------------
+
+    @rule(
+        machine=machines,
+        session=st.sampled_from("st"),
+        hardware=st.sampled_from(HARDWARE),
+        owner=st.sampled_from(("", "ada", "ben")),
+        opens=st.booleans(),
+    )
+    def connect(
+        self, machine: tuple[str, str], session: str, hardware: dict[str, str | int], owner: str, opens: bool
+    ) -> None:
+        """A session opens or closes."""
+        name = machine[0]
+        if not opens:
+            closing = CloseSession(
+                machine_id=name, session_id=session, requests_served=1, tokens_generated=2, reason="gone"
+            )
+            self.perform(closing, lambda: self.model.close_session(name, session))
+            return
+        opening = OpenSession(
+            machine_id=name,
+            session_id=session,
+            gateway_id="gateway",
+            provider_key=f"key-{name}",
+            hardware=hardware,
+            models=("model",),
+            account_id=owner,
+        )
+        self.perform(opening, lambda: self.model.open_session(name, session, (hardware, ("model",)), owner))
+
+    # --- time passes -------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.done)
+    @rule(index=st.integers(0, 50))
+    def repeat_an_old_command(self, index: int) -> None:
+        """An intent that the broker delivers again, any time later."""
+        command, first = self.done[index % len(self.done)]
+        if isinstance(command, Admit | Settle | Release):
+            self._repeat(command, first)
+        elif isinstance(command, GrantCredit):
+            marked = len(self.ledger.unit.events)
+            assert self.ledger.run(command) == self.model.balance(command.account_id)
+            assert len(self.ledger.unit.events) == marked, "a credit is granted once"
+
+    @rule(lost=st.sampled_from((False, False, False, True)))
+    def end_the_batch(self, lost: bool) -> None:
+        if lost:
+            self._lose_commit()
+        else:
+            self._commit()
+
+    def _commit(self) -> None:
+        written = self.ledger.commit()
+        self.tables.follow(written)
+        self.saved_model = self.model.copy()
+        self.saved_done = len(self.done)
+        self.audited = 0
+        self._check_replay(written)
+
+    def _lose_commit(self) -> None:
+        self.ledger.lose_commit()
+        self.model = self.saved_model.copy()
+        del self.done[self.saved_done :]
+        self.shadow = replayed(self.ledger.events, KINDS)
+        self.auditor = Auditor()
+        self.auditor.read(self.ledger.events)
+        self.audited = 0
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:  # a history that failed has said so already
+            self._commit()
+
+    # --- what must hold after every step -----------------------------------------------------------------------------
+
+    @invariant()
+    def everything_adds_up(self) -> None:
+        new = reread(self.ledger.unit.events[self.audited :])
+        self.audited += len(new)
+        self.auditor.read(new)
+        self.auditor.close()
+        for event in new:
+            if event.originator_id not in self.shadow:
+                self.shadow[event.originator_id] = KINDS[event.TOPIC.partition(".")[0]](event.originator_id)
+            event.evolve(self.shadow[event.originator_id])
+        self._check_wallets()
+        self._check_journal()
+        self._check_requests()
+        self._check_machines()
+        self._check_cache()
+
+    def _check_wallets(self) -> None:
+        for account in ACCOUNTS:
+            wallet = self.shadow.get(Wallet.id_of(account), Wallet(Wallet.id_of(account)))
+            assert isinstance(wallet, Wallet)
+            assert {bucket: getattr(wallet, bucket) for bucket in BUCKETS} == self.model.wallet(account)
+            assert wallet.holds == self.model.holds(account)
+            assert wallet.held == sum(self.model.holds(account).values())
+            assert (wallet.balance, wallet.withdrawable) == self.model.balance(account)
+            assert (wallet.balance, wallet.withdrawable) == self.auditor.balance(account)
+
+    def _check_journal(self) -> None:
+        posted = {
+            key: [(line.account_code, line.sub_account, line.direction, line.amount) for line in entry.postings]
+            for key, entry in self.auditor.entries.items()
+        }
+        assert posted == {_entry_key(key): lines for key, lines in self.model.entries.items()}
+
+    def _check_requests(self) -> None:
+        assert len(self.auditor.clamped_claims) == self.model.anomalies
+        for key, expected in self.model.requests.items():
+            request = self.shadow[InferenceRequest.id_of(str(key))]
+            assert isinstance(request, InferenceRequest)
+            assert request.jobs.keys() == {str(job_id_of(key, number)) for number in expected.attempts}
+            assert request.failed == {str(job_id_of(key, number)) for number in expected.failed}
+            _assert_end(key, request.end, expected.end)
+
+    def _check_machines(self) -> None:
+        for name, expected in self.model.machines.items():
+            machine = self.shadow.get(ProviderMachine.id_of(name), ProviderMachine(ProviderMachine.id_of(name)))
+            assert isinstance(machine, ProviderMachine)
+            assert machine.description == expected.description
+            assert (machine.account_id, machine.open_sessions) == (expected.owner, expected.sessions)
+
+    def _check_cache(self) -> None:
+        """Also after a failed command: what the cache holds is what the log says, no more."""
+        for aggregate_id, cached in self.ledger.cache._aggregates.items():
+            expected = self.shadow.get(aggregate_id, type(cached)(aggregate_id))
+            assert state(cached) == state(expected), "a cached aggregate differs from its events"
+
+    def _check_replay(self, written: Written) -> None:
+        """Reading the stored bytes from nothing, in one go, makes the same aggregates and tables."""
+        assert [row.position for row in self.ledger.log] == list(range(1, len(self.ledger.log) + 1)), "14: gaps"
+        recorded = self.ledger.events
+        aggregates = replayed(recorded, KINDS)
+        assert {key: state(one) for key, one in aggregates.items()} == {
+            key: state(one) for key, one in self.shadow.items()
+        }, "13: a replay differs"
+        auditor = Auditor()
+        auditor.read(recorded)
+        auditor.close()
+        again, live = rebuilt(list(enumerate(recorded, 1)), aggregates, written.recorded_at), self.tables
+        assert again.balances == live.balances, "13: rebuilt balances differ"
+        assert again.usage == live.usage, "13: rebuilt usage differs"
+        assert again.open_requests == live.open_requests, "13: rebuilt open requests differ"
+        assert again.earnings == live.earnings, "13: rebuilt earnings differ"
+        assert again.journal_lines.keys() == live.journal_lines.keys(), "13: rebuilt journal lines differ"
+        self._check_totals(auditor)
+
+    def _check_totals(self, auditor: Auditor) -> None:
+        usage: dict[str, tuple[int, int]] = {}
+        for row in self.tables.usage.values():
+            count, cost = usage.get(row[1], (0, 0))
+            usage[row[1]] = (count + 1, cost + row[5])
+        assert usage == auditor.usage_by_account(), "12: usage differs from the settlements"
+        earned: dict[str, int] = {}
+        for row in self.tables.earnings.values():
+            earned[row[2]] = earned.get(row[2], 0) + row[5]
+        assert earned == auditor.earnings_by_machine(), "12: earnings differ from the settlements"
+        for account_id, row in self.tables.balances.items():
+            assert (row[2], row[3]) == self.model.balance(account_id), "4: a balance row differs from its wallet"
+            assert row[4] == sum(self.model.holds(account_id).values()), "4: a balance row differs from its wallet"
+        still_open = {str(key) for key, request in self.model.requests.items() if request.end is None}
+        assert self.tables.open_requests.keys() == still_open
+        lines = self.tables.journal_lines.values()
+        assert sum(row[10] for row in lines) == sum(row[11] for row in lines), "2: the trial balance differs"
+
+
+def _failures(key: UUID, numbers: set[int]) -> tuple[JobFailure, ...]:
+    return tuple(JobFailure(str(job_id_of(key, number)), "timeout", 504) for number in sorted(numbers))
+
+
+def _entry_key(key: str) -> str:
+    """The model names a settlement by request and attempt, the ledger by job."""
+    kind, name, *number = key.split(":")
+    return f"settle:{job_id_of(UUID(name), int(number[0]))}" if kind == "settle" else key
+
+
+def _assert_end(key: UUID, found: RequestSettled | RequestReleased | None, expected: dict[str, Any] | None) -> None:
+    if isinstance(found, RequestSettled):
+        assert expected == {
+            "attempt": next(number for number in (1, 2, 3) if found.job_id == str(job_id_of(key, number))),
+            "prompt_tokens": found.prompt_tokens,
+            "completion_tokens": found.completion_tokens,
+            "cost": found.cost,
+            "fee": found.fee,
+            "provider_amount": found.provider_amount,
+            "free": found.free,
+        }
+    elif isinstance(found, RequestReleased):
+        assert expected == {"reason": found.reason}
+    else:
+        assert expected is None
+
+
+CHECKS = settings(
+    max_examples=2_000,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@pytest.mark.timeout(600)
+def test_no_history_of_commands_breaks_the_books() -> None:
+    run_state_machine_as_test(LedgerMachine, settings=CHECKS)
