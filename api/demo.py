@@ -122,9 +122,11 @@ def run_demo(prompt: str, model_path: Path) -> None:
     with _stopped_by_signals(), contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="darkbloom-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        url, data_dir = _start_coordinator(folder, stack)
-        consumer = json.loads(_command(data_dir, "keys", "create", "--credit", "5", "--json"))
-        agent = _start_agent(folder, data_dir, url, model_path, stack)
+        url, data_dir = coordinator_process(folder, stack)
+        _say(f"A coordinator runs at {url}, in development mode.")
+        consumer = json.loads(command_output(data_dir, "keys", "create", "--credit", "5", "--json"))
+        token = command_output(data_dir, "provider-tokens", "create", "--account", PROVIDER_ACCOUNT)
+        agent = agent_process(folder, url, model_path, stack, token)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=consumer["api_key"], max_retries=0)
         wait_for(lambda: client.models.list().data or None, "the machine to be listed", agent)
         _say(f"A machine serves {model_path.name}. Balance before: {consumer['credit_usd']} USD.")
@@ -136,23 +138,26 @@ def run_demo(prompt: str, model_path: Path) -> None:
             _show_books(connection, before, client)
 
 
-def _start_coordinator(folder: Path, stack: contextlib.ExitStack) -> tuple[str, Path]:
+def coordinator_process(folder: Path, stack: contextlib.ExitStack) -> tuple[str, Path]:
+    """Start ``darkbloomd up`` in a folder; returns its URL and its data directory. The stack stops it."""
     data_dir = folder / "coordinator"
     command = [sys.executable, "-m", "api.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
     coordinator = Process("the coordinator", command, _environment(), folder / "coordinator.log")
     stack.callback(coordinator.stop)
-    line = coordinator.first_line()
-    _say(line)
-    return next(word.rstrip(",") for word in line.split() if word.startswith("http://")), data_dir
+    words = coordinator.first_line().split()
+    return next(word.rstrip(",") for word in words if word.startswith("http://")), data_dir
 
 
-def _start_agent(folder: Path, data_dir: Path, url: str, model_path: Path, stack: contextlib.ExitStack) -> Process:
+def agent_process(
+    folder: Path, url: str, model_path: Path, stack: contextlib.ExitStack, auth_token: str = ""
+) -> Process:
+    """Start ``darkbloom serve``, linked to an account when there is a token. The stack stops it."""
     home = folder / "agent"
     home.mkdir(mode=0o700)
-    token = _command(data_dir, "provider-tokens", "create", "--account", PROVIDER_ACCOUNT)
-    token_file = os.open(home / "auth_token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(token_file, "w") as file:
-        file.write(token)
+    if auth_token:
+        token_file = os.open(home / "auth_token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(token_file, "w") as file:
+            file.write(auth_token)
     command = [sys.executable, "-m", "agent", "serve", "--coordinator", url, "--model", str(model_path)]
     agent = Process("the agent", command, _environment(DARKBLOOM_HOME=str(home)), folder / "agent.log")
     stack.callback(agent.stop)
@@ -165,7 +170,12 @@ def _environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | more
 
 
-def _command(data_dir: Path, *words: str) -> str:
+def command_output(data_dir: Path, *words: str) -> str:
+    """What a ``darkbloomd`` command prints.
+
+    Raises:
+        DemoFailed: with what it said.
+    """
     command = [sys.executable, "-m", "api.cli", *words, "--data-dir", str(data_dir)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:

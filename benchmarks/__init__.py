@@ -1,0 +1,1 @@
+"""Speed, measured. Each module is one command: ``python -m benchmarks.<name> [--json]``."""

@@ -655,7 +655,7 @@ def _spawn(
     that neither our secrets nor PGPORT and its like reach it. It is not tied to our death: Linux could only tie it
     to the thread that starts it, which may well end long before the server should. The next start stops an orphan.
     """
-    return subprocess.Popen(  # noqa: S603 - the programs are the wheel's and no shell reads the arguments
+    return subprocess.Popen(
         command,
         cwd=folder,
         env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},

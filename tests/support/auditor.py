@@ -194,8 +194,8 @@ class Auditor:
             assert event.cost == 0, "7: one's own machine serves free"
         else:
             assert event.cost >= min(admission.quote.minimum_charge, event.reserved), "7: less than the minimum"
-        assert 0 <= event.prompt_tokens <= admission.prompt_bound, "17: prompt tokens above their bound"
-        assert 0 <= event.completion_tokens <= admission.output_bound, "17: completion tokens above their bound"
+        assert 0 <= event.prompt_tokens <= admission.prompt_bound, "7: prompt tokens above their bound"
+        assert 0 <= event.completion_tokens <= admission.output_bound, "7: completion tokens above their bound"
         completed = self.completions[event.job_id]
         usage = (event.prompt_tokens, event.completion_tokens)
         assert usage == (completed.prompt_tokens, completed.completion_tokens), "6: what completed is what is charged"

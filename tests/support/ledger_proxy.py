@@ -12,8 +12,6 @@ from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-Address = tuple[str, int]
-
 
 class _Pair:
     """One connection through a proxy: the side of the client and the side of the server."""
@@ -21,6 +19,7 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
+        self.answers_are_lost = False
 
     def cut(self) -> None:
         for one in (self.client, self.server):
@@ -140,6 +139,8 @@ class PostgresProxy(TcpProxy):
             while len(buffer) >= 5 and len(buffer) > (size := struct.unpack(">I", buffer[1:5])[0]):
                 message, buffer = buffer[: size + 1], buffer[size + 1 :]
                 committing = committing or _runs_commit(message, commits)
+                if committing and self._armed is Cut.AFTER_COMMIT:
+                    pair.answers_are_lost = True
                 if committing and self._armed is Cut.BEFORE_COMMIT:
                     pair.server.sendall(ready)
                     self._done(pair.client, pair.server)
@@ -159,13 +160,13 @@ class PostgresProxy(TcpProxy):
 
     def _to_client(self, pair: _Pair) -> None:
         while data := pair.server.recv(65_536):
-            if self._armed is Cut.AFTER_COMMIT:
+            if pair.answers_are_lost:
                 if b"COMMIT\0" in data:
                     self._done(pair.client, pair.server)
                     return
-                continue  # what the server said before its COMMIT is lost as well
-            with suppress(OSError):
-                pair.client.sendall(data)
+            else:
+                with suppress(OSError):
+                    pair.client.sendall(data)
         pair.cut()
 
     def _done(self, *sides: socket.socket) -> None:

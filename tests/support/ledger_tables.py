@@ -94,9 +94,7 @@ class Purse:
 
     def row(self) -> WalletRow:
         held = sum(self.holds.values())
-        return WalletRow(
-            self.version, self.credit + self.earned - held, self.earned - max(0, held - self.credit), held
-        )
+        return WalletRow(self.version, self.credit + self.earned - held, self.earned - max(0, held - self.credit), held)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from adapters.postgres.unit import AggregateCache, BatchUnit
-from domain import journal, ledger
+from domain import events, journal, ledger
 from domain.accounts import Account
 from domain.errors import Conflict, DarkbloomError, InsufficientFunds, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, Written
@@ -34,7 +35,8 @@ from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccoun
 from domain.machines import ProviderMachine
 from domain.pricing import Quote
 from domain.requests import InferenceRequest, JobFailure, RequestReleased, RequestSettled, job_id_of
-from domain.wallet import HoldCaptured, HoldReleased, Split, Wallet
+from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased, Split, Wallet
+from projections.usage import UsageEntries
 from tests.support.auditor import Auditor
 from tests.support.ledger_model import BUCKETS, Attempt, Model, Refused, Request
 from tests.support.memory_ledger import BEGINNING, MemoryLedger, replayed, reread, state
@@ -103,8 +105,7 @@ class LedgerMachine(RuleBasedStateMachine):
         try:
             expected = foretell()
         except Refused:
-            with pytest.raises(refusal or REFUSALS):
-                self.ledger.run(command)
+            assert self._is_refused(command, refusal), f"{type(command).__name__} must be refused"
             assert len(self.ledger.unit.events) == marked, "a failed command leaves nothing in the log"
             return None, None
         result = self.ledger.run(command)
@@ -112,6 +113,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._repeat(command, result)
         self.done.append((command, result))
         return result, expected
+
+    def _is_refused(self, command: Any, refusal: type[Exception] | None) -> bool:
+        try:
+            self.ledger.run(command)
+        except REFUSALS as error:
+            return refusal is None or isinstance(error, refusal)
+        return False
 
     def _repeat(self, command: Any, first: Any) -> None:
         marked = len(self.ledger.unit.events)
@@ -126,7 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- money comes in ----------------------------------------------------------------------------------------------
 
-    @initialize(amounts=st.tuples(credit, poor, poor), served=st.lists(st.tuples(*whole_request), max_size=6))
+    @initialize(amounts=st.tuples(credit, poor, poor), served=st.lists(st.tuples(*whole_request), max_size=8))
     def begin_with_a_past(self, amounts: tuple[int, int, int], served: list[Any]) -> None:
         for account, amount in zip(ACCOUNTS, amounts, strict=True):
             self.grant(account, amount, f"first-{account}")
@@ -168,7 +176,7 @@ class LedgerMachine(RuleBasedStateMachine):
         fee_percent: int,
     ) -> None:
         """A whole request, as most of them go."""
-        key = self._admit_new(account, quote, used[0] + 30, 1_500)
+        key = self._admit_new(account, quote, used[0] + 30, used[1] + 20)
         if key is not None:
             for number in range(1, tries + 1):
                 self._dispatch(key, number, machine, {number - 1} - {0})
@@ -387,18 +395,20 @@ class LedgerMachine(RuleBasedStateMachine):
         for account in ACCOUNTS:
             wallet = self.shadow.get(Wallet.id_of(account), Wallet(Wallet.id_of(account)))
             assert isinstance(wallet, Wallet)
-            assert {bucket: getattr(wallet, bucket) for bucket in BUCKETS} == self.model.wallet(account)
-            assert wallet.holds == self.model.holds(account)
-            assert wallet.held == sum(self.model.holds(account).values())
-            assert (wallet.balance, wallet.withdrawable) == self.model.balance(account)
-            assert (wallet.balance, wallet.withdrawable) == self.auditor.balance(account)
+            buckets = {bucket: getattr(wallet, bucket) for bucket in BUCKETS}
+            assert buckets == self.model.wallet(account), "the buckets differ from the model"
+            assert wallet.holds == self.model.holds(account), "the holds differ from the model"
+            assert wallet.held == sum(wallet.holds.values()), "the holds have another sum"
+            visible = (wallet.balance, wallet.withdrawable)
+            assert visible == self.model.balance(account) == self.auditor.balance(account), "the balance differs"
 
     def _check_journal(self) -> None:
         posted = {
             key: [(line.account_code, line.sub_account, line.direction, line.amount) for line in entry.postings]
             for key, entry in self.auditor.entries.items()
         }
-        assert posted == {_entry_key(key): lines for key, lines in self.model.entries.items()}
+        expected = {_entry_key(key): lines for key, lines in self.model.entries.items()}
+        assert posted == expected, "the journal differs from the model"
 
     def _check_requests(self) -> None:
         assert len(self.auditor.clamped_claims) == self.model.anomalies
@@ -471,8 +481,9 @@ def _entry_key(key: str) -> str:
 
 
 def _assert_end(key: UUID, found: RequestSettled | RequestReleased | None, expected: dict[str, Any] | None) -> None:
+    end: dict[str, Any] | None = None
     if isinstance(found, RequestSettled):
-        assert expected == {
+        end = {
             "attempt": next(number for number in (1, 2, 3) if found.job_id == str(job_id_of(key, number))),
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
@@ -482,14 +493,13 @@ def _assert_end(key: UUID, found: RequestSettled | RequestReleased | None, expec
             "free": found.free,
         }
     elif isinstance(found, RequestReleased):
-        assert expected == {"reason": found.reason}
-    else:
-        assert expected is None
+        end = {"reason": found.reason}
+    assert end == expected, "the end of a request differs from the model"
 
 
 CHECKS = settings(
     max_examples=2_000,
-    stateful_step_count=25,
+    stateful_step_count=20,
     deadline=None,
     derandomize=False,
     print_blob=True,
@@ -500,3 +510,144 @@ CHECKS = settings(
 @pytest.mark.timeout(600)
 def test_no_history_of_commands_breaks_the_books() -> None:
     run_state_machine_as_test(LedgerMachine, settings=CHECKS)
+
+
+# --- broken builds ---------------------------------------------------------------------------------------------------
+
+Breakage = Callable[[pytest.MonkeyPatch], None]
+
+
+def forgets_every_bound(patch: pytest.MonkeyPatch) -> None:
+    """7: claims are believed, and the cost is not clamped to the hold."""
+    patch.setattr(ledger, "min", lambda first, *_: first, raising=False)
+
+
+def rounds_the_fee_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ledger, "percent_of", lambda amount, percent: -(-amount * percent // 100))
+
+
+def keeps_what_is_released(patch: pytest.MonkeyPatch) -> None:
+    """5: a released hold goes on holding."""
+    patch.setattr(HoldReleased, "apply", lambda self, aggregate: None)
+
+
+def spends_earnings_first(patch: pytest.MonkeyPatch) -> None:
+    """10: what was earned goes before what was given."""
+
+    def split_of(self: Wallet, amount: int) -> Split:
+        taken: dict[str, int] = {}
+        for bucket in reversed(BUCKETS):
+            taken[bucket] = min(amount, getattr(self, bucket))
+            amount -= taken[bucket]
+        return Split(**taken)
+
+    patch.setattr(Wallet, "split_of", split_of)
+
+
+def settles_twice(patch: pytest.MonkeyPatch) -> None:
+    """6: a settlement does not look whether the request has ended, and a wallet captures a hold that is gone."""
+    decide = Settle.decide
+
+    def decide_again(self: Settle, unit: Any) -> Any:
+        unit.get(InferenceRequest, str(self.request_id)).end = None
+        return decide(self, unit)
+
+    def capture(self: HoldCaptured, aggregate: Any) -> None:
+        aggregate.held -= aggregate.holds.pop(self.hold_id, 0)
+        for bucket in BUCKETS:
+            setattr(aggregate, bucket, getattr(aggregate, bucket) - getattr(self.split, bucket))
+
+    patch.setattr(Settle, "decide", decide_again)
+    patch.setattr(HoldCaptured, "apply", capture)
+
+
+def drops_a_journal_line(patch: pytest.MonkeyPatch) -> None:
+    """1 and 2: the last line of each entry is missing."""
+    patch.setattr(journal, "balanced", lambda lines: tuple(line for line in lines if line.amount)[:-1])
+
+
+def pays_without_an_entry(patch: pytest.MonkeyPatch) -> None:
+    """4 and 6: a settlement moves wallets, and the journal does not know."""
+    post = ledger._post
+
+    def post_credits_only(unit: Any, key: str, kind: str, *rest: Any) -> None:
+        if kind != "settlement":
+            post(unit, key, kind, *rest)
+
+    patch.setattr(ledger, "_post", post_credits_only)
+
+
+def forgets_whose_share_is_unclaimed(patch: pytest.MonkeyPatch) -> None:
+    """6: unlinked machines share one pot, so that nobody can claim their own."""
+    settlement = journal.settlement
+    patch.setattr(journal, "settlement", lambda **parts: settlement(**{**parts, "machine_id": ""}))
+
+
+def admits_on_money_that_is_held(patch: pytest.MonkeyPatch) -> None:
+    """3: open holds do not count."""
+    patch.setattr(Wallet, "balance", property(lambda self: self.credits + self.earnings))
+    patch.setattr(Wallet, "check", lambda self: None)
+
+
+def leaves_a_trace_of_failures(patch: pytest.MonkeyPatch) -> None:
+    """A failed command's events go, but the aggregates keep what they were told."""
+    patch.setattr(BatchUnit, "_roll_back", lambda self, mark: self.events.__delitem__(slice(mark, None)))
+
+
+def believes_what_was_not_written(patch: pytest.MonkeyPatch) -> None:
+    """After a lost commit the cache still holds its aggregates."""
+    patch.setattr(AggregateCache, "evict", lambda self, ids: None)
+
+
+def lists_free_requests_as_usage(patch: pytest.MonkeyPatch) -> None:
+    """12: usage rows differ from the settlements."""
+    statements = UsageEntries.statements
+
+    def all_of_them(self: UsageEntries, written: Written) -> Any:
+        charged = [
+            msgspec.structs.replace(event, free=False) if isinstance(event, RequestSettled) else event
+            for event in written.events
+        ]
+        return statements(self, written._replace(events=charged))
+
+    patch.setattr(UsageEntries, "statements", all_of_them)
+
+
+def stores_another_amount(patch: pytest.MonkeyPatch) -> None:
+    """13: what is stored is not what was decided."""
+    encode = events.encode
+
+    def rounded(event: Any) -> bytes:
+        if isinstance(event, HoldPlaced):
+            event = msgspec.structs.replace(event, amount=event.amount // 10 * 10)
+        return encode(event)
+
+    patch.setattr(events, "encode", rounded)
+
+
+BROKEN_BUILDS: tuple[tuple[Breakage, str], ...] = (
+    (forgets_every_bound, "the end of a request differs"),
+    (rounds_the_fee_up, "the end of a request differs"),
+    (keeps_what_is_released, "the holds differ"),
+    (spends_earnings_first, "credits are spent before earnings"),
+    (settles_twice, "a repeated command appends nothing"),
+    (drops_a_journal_line, "an entry has at least two postings"),
+    (pays_without_an_entry, "4: provider differs from account 2100|4: promotional differs from account 2005"),
+    (forgets_whose_share_is_unclaimed, "the entry of a settlement says what the settlement says"),
+    (admits_on_money_that_is_held, "the balance differs|must be refused"),
+    (leaves_a_trace_of_failures, "differ"),
+    (believes_what_was_not_written, "a cached aggregate differs from its events"),
+    (lists_free_requests_as_usage, "usage differs from the settlements"),
+    (stores_another_amount, "captured and released are what was placed|a hold is what was reserved"),
+)
+"""Each with what the checks say about it."""
+
+
+@pytest.mark.parametrize(
+    ("breakage", "finding"), BROKEN_BUILDS, ids=[breakage.__name__ for breakage, _ in BROKEN_BUILDS]
+)
+def test_a_broken_build_is_found_out(breakage: Breakage, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = settings(CHECKS, max_examples=200, derandomize=True, database=None, print_blob=False, phases=[Phase.generate])
+    breakage(monkeypatch)
+    with pytest.raises(AssertionError, match=finding):
+        run_state_machine_as_test(LedgerMachine, settings=few)
