@@ -123,13 +123,15 @@ WITH slot AS (
     UPDATE fleet SET busy = busy + 1
     WHERE session_id = %(session_id)s AND routable AND busy < capacity
     RETURNING session_id
+), served AS (
+    DELETE FROM waiters WHERE request_id = %(request_id)s AND EXISTS (SELECT FROM slot)
 )
 INSERT INTO claims (request_id, attempt, session_id, model, output_tokens, gateway_id, expires_at)
 SELECT %(request_id)s, %(attempt)s, session_id, %(model)s, %(output_tokens)s, %(gateway_id)s,
        now() + make_interval(secs => %(seconds)s)
 FROM slot RETURNING session_id
 """
-"""Take one slot, or none. The counter and the claim move together; a claim that exists undoes the whole statement."""
+"""Take one slot, or none. Counter, claim and the end of waiting go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
 WITH gone AS (DELETE FROM claims WHERE request_id = %s AND attempt = %s RETURNING session_id)

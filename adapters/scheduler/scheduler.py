@@ -144,7 +144,6 @@ class Scheduler:
             # Without its gateway a request cannot go on: the prompt is there. The sweeper ends it.
             log.warning("attempt %d of %s is dropped: %s", job.attempt, job.request_id, type(error).__name__)
             self.fleet.release(job.request_id, job.attempt)
-        self.fleet.leave_queue(job.request_id)
 
     @staticmethod
     def _refusal(job: DispatchJob, reason: str) -> Refused:

@@ -65,11 +65,6 @@ def prepare_thread() -> None:
         mx.disable_compile()
 
 
-def settle_thread() -> None:
-    """Wait for the work that the calling thread has started; before the thread ends."""
-    mx.synchronize()
-
-
 def memory_gb() -> tuple[float, float, float]:
     """Active, peak and cached memory of MLX in GB. Reads counters only, so any thread may ask."""
     active, peak, cached = mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()

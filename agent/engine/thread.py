@@ -42,8 +42,8 @@ class MlxThread:
         self._steppers: list[Stepper] = []
         self._wake = threading.Event()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
-        self._thread.start()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="mlx", daemon=True).start()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run ``function`` on the thread; its outcome arrives in the future."""
@@ -74,11 +74,10 @@ class MlxThread:
         self._wake.set()
 
     def close(self, timeout_seconds: float = 2.0) -> bool:
-        """End after the current step; False when that step outlasts ``timeout_seconds``."""
+        """Stop after the current step; False when that step outlasts ``timeout_seconds``."""
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
+        return self._stopped.wait(timeout_seconds)
 
     def _run(self) -> None:
         mlx.prepare_thread()
@@ -89,7 +88,11 @@ class MlxThread:
                 self._calls.popleft()()
             if not self._step_all():
                 self._wake.wait(self._seconds_to_next())
-        mlx.settle_thread()
+        self._steppers.clear()
+        self._stopped.set()
+        # What MLX keeps for a thread is torn down after Python believes the thread has ended, and aborts the process
+        # when the interpreter shuts down at that moment. A parked daemon thread is never torn down.
+        threading.Event().wait()
 
     def _step_all(self) -> bool:
         busy = False

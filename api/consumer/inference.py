@@ -113,6 +113,7 @@ class Inference:
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
+        self._looking_for: int | None = None
         self._ended = False
 
     def consumer_gone(self) -> None:
@@ -146,14 +147,18 @@ class Inference:
             # Also reached when the surrounding task is cancelled or a bug shows up: no hold may be left behind.
             if not self._ended:
                 await self._release(reason)
+            if self._looking_for is not None:
+                await self._stop_looking(self._looking_for)
 
     # --- one attempt ---------------------------------------------------------------------------------------------
 
     async def _attempt(self, number: int) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
+        self._looking_for = number
+        assigned = await self._find_machine(number)
+        self._looking_for = None
+        self._timing_us["route_us"] = int((time.perf_counter() - began) * 1_000_000)
         try:
-            assigned = await self._find_machine(number)
-            self._timing_us["route_us"] = int((time.perf_counter() - began) * 1_000_000)
             link = self._tools.machine_link(assigned.machine.session_id)
             if link is None:
                 raise self._note(assigned, AttemptFailed("machine_lost", 502))
@@ -343,10 +348,17 @@ class Inference:
             self._tools.end_later(job)
             return None
 
+    async def _stop_looking(self, number: int) -> None:
+        """Undo an attempt that got no machine. Only after the request's end is recorded: a scheduler that comes later
+        finds it ended, and one that came just before has left a claim that can be seen now."""
+        try:
+            await self._tools.fleet.leave_queue(self.request_id)
+        except DarkbloomError as error:
+            log.warning("a place in the queue is given up later: %s", type(error).__name__)
+        await self._give_slot_back(number)
+
     async def _give_slot_back(self, number: int) -> None:
         try:
-            if number == 1:
-                await self._tools.fleet.leave_queue(self.request_id)
             for job in await self._tools.fleet.release(self.request_id, number):
                 await self._tools.jobs.send(job)
         except DarkbloomError as error:

@@ -93,6 +93,21 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def pattern_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make one data directory that the tests copy, because initdb takes most of a first start."""
+    pattern = tmp_path_factory.mktemp("pattern") / "data"
+    EmbeddedPostgres.start(pattern).stop()
+    return pattern
+
+
+@pytest.fixture
+def used_data_dir(data_dir: Path, pattern_data_dir: Path) -> Path:
+    """Give a data directory that had a first start."""
+    subprocess.run(["cp", "-a", str(pattern_data_dir), str(data_dir)], check=True)
+    return data_dir
+
+
 def servers_below(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -169,7 +184,7 @@ def test_a_first_start_and_a_restart_keep_the_data(data_dir: Path) -> None:
         assert remembered(server.dsn) == ["kept"]
 
 
-def test_the_cluster_is_durable_checked_and_reachable_by_its_socket_only(data_dir: Path) -> None:
+def test_the_cluster_is_durable_checked_and_reachable_by_its_socket_only(used_data_dir: Path) -> None:
     expected = {
         "listen_addresses": "",
         "fsync": "on",
@@ -182,7 +197,7 @@ def test_the_cluster_is_durable_checked_and_reachable_by_its_socket_only(data_di
         "shared_buffers": "128MB",
         "max_connections": "100",
     }
-    with EmbeddedPostgres.start(data_dir) as server, psycopg.connect(server.dsn) as session:
+    with EmbeddedPostgres.start(used_data_dir) as server, psycopg.connect(server.dsn) as session:
         found = {name: session.execute("SELECT current_setting(%s)", [name]).fetchone() for name in expected}
         collation = session.execute("SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'darkbloom'")
         assert found == {name: (value,) for name, value in expected.items()}
@@ -190,8 +205,8 @@ def test_the_cluster_is_durable_checked_and_reachable_by_its_socket_only(data_di
 
 
 @pytest.mark.parametrize("password", [None, "guess"])
-def test_a_connection_without_the_password_is_refused(data_dir: Path, password: str | None) -> None:
-    with EmbeddedPostgres.start(data_dir) as server:
+def test_a_connection_without_the_password_is_refused(used_data_dir: Path, password: str | None) -> None:
+    with EmbeddedPostgres.start(used_data_dir) as server:
         host = str(socket_folder(server.dsn))
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(host=host, port=5432, user="darkbloom", dbname="darkbloom", password=password)
@@ -213,33 +228,33 @@ def test_nothing_is_open_to_other_accounts_and_no_parent_changes(tmp_path: Path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of a process from /proc")
-def test_the_server_does_not_see_our_environment(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_does_not_see_our_environment(used_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKBLOOM_SECRET", "not for postgres")
     monkeypatch.setenv("PGPORT", "1")
-    with EmbeddedPostgres.start(data_dir) as server:
-        environment = Path(f"/proc/{postmaster_pid(data_dir)}/environ").read_bytes()
+    with EmbeddedPostgres.start(used_data_dir) as server:
+        environment = Path(f"/proc/{postmaster_pid(used_data_dir)}/environ").read_bytes()
         assert b"DARKBLOOM_SECRET" not in environment
         remember(server.dsn, "PGPORT does not matter")
 
 
-def test_a_second_start_is_refused_at_once_and_names_the_holder(data_dir: Path) -> None:
-    with owner_process(data_dir) as (owner, dsn):
+def test_a_second_start_is_refused_at_once_and_names_the_holder(used_data_dir: Path) -> None:
+    with owner_process(used_data_dir) as (owner, dsn):
         began = time.monotonic()
         with pytest.raises(DataDirectoryInUse, match=rf"\b{owner.pid}\b"):
-            EmbeddedPostgres.start(data_dir)
+            EmbeddedPostgres.start(used_data_dir)
         assert time.monotonic() - began < 1
         remember(dsn, "the first is not disturbed")
 
 
-def test_stop_can_be_called_twice_and_releases_the_directory(data_dir: Path) -> None:
-    server = EmbeddedPostgres.start(data_dir)
+def test_stop_can_be_called_twice_and_releases_the_directory(used_data_dir: Path) -> None:
+    server = EmbeddedPostgres.start(used_data_dir)
     server.stop()
     server.stop()
-    EmbeddedPostgres.start(data_dir).stop()
+    EmbeddedPostgres.start(used_data_dir).stop()
 
 
-def test_ctrl_c_in_the_terminal_reaches_the_owner_and_not_the_server(data_dir: Path) -> None:
-    with owner_process(data_dir, OWNER_THAT_WAITS_FOR_CTRL_C) as (owner, dsn):
+def test_ctrl_c_in_the_terminal_reaches_the_owner_and_not_the_server(used_data_dir: Path) -> None:
+    with owner_process(used_data_dir, OWNER_THAT_WAITS_FOR_CTRL_C) as (owner, dsn):
         os.killpg(owner.pid, signal.SIGINT)
         assert owner.stdout is not None
         assert owner.stdout.readline() == "interrupted\n"
@@ -247,64 +262,63 @@ def test_ctrl_c_in_the_terminal_reaches_the_owner_and_not_the_server(data_dir: P
         assert remembered(dsn) == ["still there"]
 
 
-def test_after_the_owner_is_killed_the_next_start_takes_over_with_all_committed_rows(data_dir: Path) -> None:
-    with owner_process(data_dir) as (owner, dsn):
+def test_after_the_owner_is_killed_the_next_start_takes_over_with_all_committed_rows(used_data_dir: Path) -> None:
+    with owner_process(used_data_dir) as (owner, dsn):
         remember(dsn, "committed")
-        orphan = psutil.Process(postmaster_pid(data_dir))
+        orphan = psutil.Process(postmaster_pid(used_data_dir))
         kill_hard(owner)
-    assert orphan in servers_below(data_dir)
+    assert orphan in servers_below(used_data_dir)
 
-    with EmbeddedPostgres.start(data_dir) as server:
-        assert orphan not in servers_below(data_dir)
+    with EmbeddedPostgres.start(used_data_dir) as server:
+        assert orphan not in servers_below(used_data_dir)
         assert remembered(server.dsn) == ["committed"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT])
-def test_after_the_postmaster_is_killed_the_next_start_recovers(data_dir: Path, how: signal.Signals) -> None:
-    server = EmbeddedPostgres.start(data_dir)
+def test_after_the_postmaster_is_killed_the_next_start_recovers(used_data_dir: Path, how: signal.Signals) -> None:
+    server = EmbeddedPostgres.start(used_data_dir)
     remember(server.dsn, "committed")
-    os.kill(postmaster_pid(data_dir), how)
+    os.kill(postmaster_pid(used_data_dir), how)
     server.stop()
 
-    with EmbeddedPostgres.start(data_dir) as server:
+    with EmbeddedPostgres.start(used_data_dir) as server:
         assert remembered(server.dsn) == ["committed"]
-    assert "automatic recovery in progress" in (data_dir / "postgres.log").read_text()
+    assert "automatic recovery in progress" in (used_data_dir / "postgres.log").read_text()
 
 
-def test_a_session_that_outlives_its_killed_postmaster_does_not_block_the_next_start(data_dir: Path) -> None:
-    server = EmbeddedPostgres.start(data_dir)
+def test_a_session_that_outlives_its_killed_postmaster_does_not_block_the_next_start(used_data_dir: Path) -> None:
+    server = EmbeddedPostgres.start(used_data_dir)
     remember(server.dsn, "committed")
     with psycopg.connect(server.dsn) as busy:
         backend = psutil.Process(busy.info.backend_pid)
         busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000) AS n WHERE n % 2 = 3")
         wait_until(lambda: backend.cpu_times().user > 0.05)
-        os.kill(postmaster_pid(data_dir), signal.SIGKILL)
+        os.kill(postmaster_pid(used_data_dir), signal.SIGKILL)
         server.stop()
-        assert backend in servers_below(data_dir)
+        assert backend in servers_below(used_data_dir)
 
-        with EmbeddedPostgres.start(data_dir) as server:
-            assert backend not in servers_below(data_dir)
+        with EmbeddedPostgres.start(used_data_dir) as server:
+            assert backend not in servers_below(used_data_dir)
             assert remembered(server.dsn) == ["committed"]
         busy.close()
 
 
-def test_a_leftover_server_that_cannot_be_seen_from_here_blocks_the_start(data_dir: Path) -> None:
-    EmbeddedPostgres.start(data_dir).stop()
-    with (data_dir / "postgres.log").open("rb") as log_of_a_server_in_another_container:
+def test_a_leftover_server_that_cannot_be_seen_from_here_blocks_the_start(used_data_dir: Path) -> None:
+    with (used_data_dir / "postgres.log").open("rb") as log_of_a_server_in_another_container:
         fcntl.flock(log_of_a_server_in_another_container, fcntl.LOCK_EX)
         with pytest.raises(DataDirectoryInUse, match="another container"):
-            EmbeddedPostgres.start(data_dir)
-    EmbeddedPostgres.start(data_dir).stop()
+            EmbeddedPostgres.start(used_data_dir)
+    EmbeddedPostgres.start(used_data_dir).stop()
 
 
-def test_a_stale_pid_file_that_names_a_living_stranger_does_not_block(data_dir: Path) -> None:
-    server = EmbeddedPostgres.start(data_dir)
+def test_a_stale_pid_file_that_names_a_living_stranger_does_not_block(used_data_dir: Path) -> None:
+    server = EmbeddedPostgres.start(used_data_dir)
     remember(server.dsn, "committed")
-    cluster = data_dir / "postgres"
+    cluster = used_data_dir / "postgres"
     content = (cluster / "postmaster.pid").read_text().splitlines()
     os.kill(int(content[0]), signal.SIGKILL)
     server.stop()
-    wait_until(lambda: servers_below(data_dir) == [])
+    wait_until(lambda: servers_below(used_data_dir) == [])
 
     owner = cluster.stat()
     account = {"user": owner.st_uid, "group": owner.st_gid} if AS_ROOT else {}
@@ -312,7 +326,7 @@ def test_a_stale_pid_file_that_names_a_living_stranger_does_not_block(data_dir: 
         try:
             (cluster / "postmaster.pid").write_text("\n".join([str(stranger.pid), *content[1:]]))
             (cluster / ".s.PGSQL.5432.lock").write_text("\n".join([str(stranger.pid), *content[1:]]))
-            with EmbeddedPostgres.start(data_dir) as server:
+            with EmbeddedPostgres.start(used_data_dir) as server:
                 assert remembered(server.dsn) == ["committed"]
             assert stranger.poll() is None
         finally:
@@ -374,28 +388,26 @@ def test_a_cluster_that_belongs_to_root_is_refused(data_dir: Path) -> None:
         EmbeddedPostgres.start(data_dir)
 
 
-def test_a_lost_or_foreign_password_is_named(data_dir: Path) -> None:
-    EmbeddedPostgres.start(data_dir).stop()
-    password = data_dir / "password"
+def test_a_lost_or_foreign_password_is_named(used_data_dir: Path) -> None:
+    password = used_data_dir / "password"
     password.write_text("of another cluster")
     with pytest.raises(DataDirectoryIncompatible, match="does not accept the password"):
-        EmbeddedPostgres.start(data_dir)
+        EmbeddedPostgres.start(used_data_dir)
     password.unlink()
     with pytest.raises(DataDirectoryIncompatible, match="no password"):
-        EmbeddedPostgres.start(data_dir)
+        EmbeddedPostgres.start(used_data_dir)
 
 
-def test_a_failed_start_shows_the_log_and_releases_the_directory(data_dir: Path) -> None:
-    EmbeddedPostgres.start(data_dir).stop()
-    configuration = data_dir / "postgres" / "postgresql.conf"
+def test_a_failed_start_shows_the_log_and_releases_the_directory(used_data_dir: Path) -> None:
+    configuration = used_data_dir / "postgres" / "postgresql.conf"
     original = configuration.read_text()
 
     configuration.write_text("no_such_setting = 1\n")
     with pytest.raises(PostgresStartFailed, match='unrecognized configuration parameter "no_such_setting"'):
-        EmbeddedPostgres.start(data_dir)
+        EmbeddedPostgres.start(used_data_dir)
 
     configuration.write_text(original)
-    EmbeddedPostgres.start(data_dir).stop()
+    EmbeddedPostgres.start(used_data_dir).stop()
 
 
 def test_a_long_path_gets_a_private_socket_folder_that_goes_with_the_server(tmp_path: Path) -> None:
@@ -417,31 +429,30 @@ def test_a_long_path_gets_a_private_socket_folder_that_goes_with_the_server(tmp_
         assert remembered(server.dsn) == ["kept"]
 
 
-def test_another_process_finds_the_server_while_its_owner_lives(data_dir: Path) -> None:
-    assert running_dsn(data_dir) is None
-    with EmbeddedPostgres.start(data_dir) as server:
-        with running_script(ASK_RUNNING_DSN, data_dir) as asking:
+def test_another_process_finds_the_server_while_its_owner_lives(used_data_dir: Path) -> None:
+    assert running_dsn(used_data_dir) is None
+    with EmbeddedPostgres.start(used_data_dir) as server:
+        with running_script(ASK_RUNNING_DSN, used_data_dir) as asking:
             answer = asking.communicate(timeout=DEADLINE_SECONDS)[0].strip()
         assert answer == server.dsn
         remember(answer, "found")
-    assert running_dsn(data_dir) is None
+    assert running_dsn(used_data_dir) is None
 
-    with owner_process(data_dir) as (owner, dsn):
-        assert running_dsn(data_dir) == dsn
+    with owner_process(used_data_dir) as (owner, dsn):
+        assert running_dsn(used_data_dir) == dsn
         kill_hard(owner)
-        assert running_dsn(data_dir) is None
+        assert running_dsn(used_data_dir) is None
 
 
 def test_a_glance_by_running_dsn_at_the_wrong_moment_does_not_refuse_a_start(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    used_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data_dir.mkdir()
-    with (data_dir / "lock").open("wb") as glance:
+    with (used_data_dir / "lock").open("wb") as glance:
         fcntl.flock(glance, fcntl.LOCK_SH)
         # The glance ends as soon as the start waits for it.
         monkeypatch.setattr(time, "sleep", lambda _seconds: glance.close())
-        with EmbeddedPostgres.start(data_dir):
-            assert (data_dir / "lock").read_text() == f"{os.getpid()}\n"
+        with EmbeddedPostgres.start(used_data_dir):
+            assert (used_data_dir / "lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_missing_wheel_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,16 @@ def until(look: Callable[[], T], what: str) -> T:
     return found
 
 
+def within(seconds: float, look: Callable[[], object]) -> bool:
+    """Whether something comes true in time, for what one order of events has and another lacks."""
+    deadline = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_EVERY_SECONDS)
+    return True
+
+
 async def until_in_loop(look: Callable[[], T], what: str) -> T:
     """The same in a coroutine, while its loop goes on."""
     deadline = time.monotonic() + SECONDS_MAX
