@@ -50,7 +50,7 @@ _SHOWN = {
     "RequestAdmitted": ("model", "prompt_bound", "output_bound", "reserved"),
     "JobDispatched": ("attempt", "machine_id", "provider_account_id"),
     "JobFailed": ("reason", "status_code"),
-    "JobCompleted": ("prompt_tokens", "completion_tokens", "response_hash"),
+    "JobCompleted": ("prompt_tokens", "completion_tokens"),
     "RequestSettled": ("cost", "fee", "provider_amount"),
     "HoldCaptured": ("captured", "released"),
     "EarningCredited": ("account_id", "amount"),

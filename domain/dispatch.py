@@ -42,8 +42,6 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
-    response_hash: str
-    se_signature: str
 
 
 class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):

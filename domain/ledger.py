@@ -270,8 +270,6 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
-    response_hash: str = ""
-    se_signature: str = ""
     fee_percent: int = 0
 
     def needs(self) -> Sequence[Ref]:
@@ -310,8 +308,6 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             job_id=self.job_id,
             prompt_tokens=min(self.claimed_prompt_tokens, admission.prompt_bound),
             completion_tokens=min(self.claimed_completion_tokens, completion_bound),
-            response_hash=self.response_hash,
-            se_signature=self.se_signature,
         )
 
     def _record_settlement(

@@ -76,14 +76,12 @@ class JobFailed(DomainEvent, frozen=True, kw_only=True):
 
 
 class JobCompleted(DomainEvent, frozen=True, kw_only=True):
-    """The usage that is charged, and the provider's two proofs as it sent them."""
+    """The usage that is charged. The hash of the answer is not kept: whoever guesses an answer could confirm it here."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobCompleted"
     job_id: str
     prompt_tokens: int
     completion_tokens: int
-    response_hash: str
-    se_signature: str
 
 
 class UsageClaimClamped(DomainEvent, frozen=True, kw_only=True):

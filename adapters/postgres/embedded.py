@@ -66,7 +66,7 @@ _WORKING_FOLDER = "/proc/self/cwd" if sys.platform == "linux" else "."
 
 # Not TMPDIR: that may itself be too long for a socket, or closed to the server's account.
 _TEMPORARY = Path("/tmp")  # noqa: S108 - only `mkdtemp` makes names in it
-_RUNTIME_PREFIX = "darkbloom-"
+_RUNTIME_PREFIX = "darkbloom-postgres-"
 _BUILD_PREFIX = "postgres.new-"
 
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"

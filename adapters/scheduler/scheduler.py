@@ -189,8 +189,6 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         claimed_prompt_tokens=job.claimed_prompt_tokens,
         claimed_completion_tokens=job.claimed_completion_tokens,
         completion_bound=job.completion_bound,
-        response_hash=job.response_hash,
-        se_signature=job.se_signature,
         fee_percent=fee_percent,
     )
 

@@ -124,10 +124,15 @@ class Decoder:
             return False
         self._drop_cancelled(self._batch)
         self._admit(self._batch)
-        events = self._decode(self._batch) if self._running else []
-        # Published first, so that whoever hears of a job's end already finds its place free.
-        self._publish()
-        deliver(events)
+        events: list[tuple[Generation, Event]] = []
+        try:
+            if self._running:
+                self._decode(self._batch, events)
+        finally:
+            # Published first, so that whoever hears of a job's end already finds its place free; delivered also when
+            # the step failed half way, because jobs that ended in it are in no list any more.
+            self._publish()
+            deliver(events)
         return bool(self._running or self._waiting)
 
     def _drop_cancelled(self, batch: Batch) -> None:
@@ -144,15 +149,14 @@ class Decoder:
         while self._waiting and len(self._running) < self._max_concurrent:
             ticket = self._waiting.popleft()
             try:
-                uid = batch.insert(ticket.prompt, ticket.max_tokens, ticket.sampling)
-                self._running[uid] = _Running(ticket, self._loaded.detokenizer())
+                job = _Running(ticket, self._loaded.detokenizer())
+                self._running[batch.insert(ticket.prompt, ticket.max_tokens, ticket.sampling)] = job
             except Exception as error:  # noqa: BLE001 - one job's failure is its own
                 _log.error("%s: a job could not start: %s", self._name, describe(error))
                 self._left()
                 deliver([(ticket.generation, EngineFailed())])
 
-    def _decode(self, batch: Batch) -> list[tuple[Generation, Event]]:
-        events: list[tuple[Generation, Event]] = []
+    def _decode(self, batch: Batch, events: list[tuple[Generation, Event]]) -> None:
         for token in batch.step():
             job = self._running[token.uid]
             try:
@@ -168,7 +172,6 @@ class Decoder:
                 finished = Finished(end, len(job.ticket.prompt), job.completion_tokens)
                 events.append((job.ticket.generation, finished))
                 self._end(batch, token)
-        return events
 
     def _end(self, batch: Batch, token: Token) -> None:
         # The batch drops a sequence by itself after its end token or its last allowed one.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -15,6 +16,9 @@ from domain.errors import DarkbloomError
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{1,200}={0,2}")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -105,8 +109,8 @@ def usage_of(finished: Finished) -> dict[str, Any]:
 
 
 def proofs_of(finished: Finished) -> dict[str, str]:
-    """The machine's two proofs, when it made both."""
-    if not finished.se_signature:
+    """The machine's two proofs as it sent them, when it made both and they look like what they should be."""
+    if not (_HASH.fullmatch(finished.response_hash) and _SIGNATURE.fullmatch(finished.se_signature)):
         return {}
     return {"se_signature": finished.se_signature, "response_hash": finished.response_hash}
 

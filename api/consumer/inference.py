@@ -318,8 +318,6 @@ class Inference:
             claimed_prompt_tokens=complete.usage.prompt_tokens,
             claimed_completion_tokens=complete.usage.completion_tokens,
             completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
-            response_hash=complete.response_hash[:64],
-            se_signature=complete.se_signature[:256],
         )
         settled = await self._end(job)
         usage = complete.usage

@@ -19,6 +19,7 @@ from agent.engine.job import ChatJob, ChatMessage, Finished, Piece, Sampling
 from agent.engine.text import TextEngine
 from agent.engine.thread import MlxThread
 from agent.errors import EngineBusy, EngineFailed, EngineUnavailable, JobRefused, ModelRejected
+from agent.models import inspect
 from agent.testing.fake_coordinator import bounded
 from agent.testing.tiny_model import build_random_model, build_reciting_model
 
@@ -27,6 +28,7 @@ STORY = "Once upon a café 🙂 end."
 ENDLESS = [b"to", b"mor", b"row", b" and "]
 GREEDY = Sampling(temperature=0)
 CANARY = "canary-7143"
+SHIPPED = Path(__file__).parents[2] / "models" / "darkbloom-tiny"
 
 
 class Engines:
@@ -375,9 +377,20 @@ class TestLoading:
             TextEngine(tmp_path, engines.thread, context_length=64).submit(chat())
 
 
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="the shipped model was not built")
+async def test_the_shipped_model_answers_a_chat(engines: Engines) -> None:
+    async with started(SHIPPED, engines.thread, context_length=inspect(SHIPPED).context_length) as engine:
+        text, finished = await answer(engine, chat("hello", max_tokens=64))
+    assert text.strip()
+    assert finished.prompt_tokens > 3
+    assert 0 < finished.completion_tokens <= 64
+
+
 @asynccontextmanager
-async def started(folder: Path, thread: MlxThread, *, max_concurrent: int = 4) -> AsyncIterator[TextEngine]:
-    engine = TextEngine(folder, thread, context_length=100_000, max_concurrent=max_concurrent)
+async def started(
+    folder: Path, thread: MlxThread, *, context_length: int = 100_000, max_concurrent: int = 4
+) -> AsyncIterator[TextEngine]:
+    engine = TextEngine(folder, thread, context_length=context_length, max_concurrent=max_concurrent)
     await engine.start()
     try:
         yield engine

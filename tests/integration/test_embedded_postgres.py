@@ -242,7 +242,7 @@ def test_a_second_start_is_refused_at_once_and_names_the_holder(used_data_dir: P
         began = time.monotonic()
         with pytest.raises(DataDirectoryInUse, match=rf"\b{owner.pid}\b"):
             EmbeddedPostgres.start(used_data_dir)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < DEADLINE_SECONDS / 4  # far below the time that a start may take
         remember(dsn, "the first is not disturbed")
 
 
@@ -347,7 +347,7 @@ def test_an_initdb_that_was_killed_half_way_is_started_over(data_dir: Path) -> N
 
 def test_a_start_that_runs_out_of_time_leaves_nothing_behind(data_dir: Path) -> None:
     with pytest.raises(PostgresStartFailed, match="in time"):
-        EmbeddedPostgres.start(data_dir, start_timeout_seconds=0.1)
+        EmbeddedPostgres.start(data_dir, start_timeout_seconds=0.0)
     assert servers_below(data_dir) == []
     assert {path.name for path in data_dir.iterdir()} == {"lock", "password", "postgres.log"}
 

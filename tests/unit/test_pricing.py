@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, MINIMUM_CHARGE_MICRO_USD, Price, quote_for
+
+GEMMA = "mlx-community/gemma-4-26b-a4b-it-8bit"
+QWEN_27B = "qwen3.5-27b-claude-opus-8bit"
+QWEN_122B = "mlx-community/Qwen3.5-122B-A10B-8bit"
+MINIMAX = "mlx-community/MiniMax-M2.5-8bit"
+TRINITY = "mlx-community/Trinity-Mini-8bit"
+
+usages = st.tuples(st.integers(0, 10**7), st.integers(0, 10**7))
+
+
+class TestTheCostTable:
+    @pytest.mark.parametrize(
+        ("model", "prompt", "completion", "cost"),
+        [
+            (TRINITY, 1_000_000, 1_000_000, 98_000),
+            (MINIMAX, 1_000_000, 0, 60_000),
+            (QWEN_122B, 1_000_000, 1_000_000, 1_170_000),
+            ("a/model-without-a-price", 0, 0, 100),
+            (GEMMA, 32, 210, 100),
+            (GEMMA, 900, 2_100, 478),
+        ],
+    )
+    def test_a_usage_costs_what_the_table_says(self, model: str, prompt: int, completion: int, cost: int) -> None:
+        assert quote_for(model).charge_micro_usd(prompt, completion) == cost
+
+    def test_the_two_kinds_of_token_are_rounded_apart(self) -> None:
+        # Given a price of half a micro-dollar for a token of each kind,
+        quote = msgspec.structs.replace(quote_for(GEMMA), input_price=500_000, output_price=500_000, minimum_charge=0)
+        # when one token of each kind is used, then nothing is owed: rounding the sum would owe 1.
+        assert quote.charge_micro_usd(1, 1) == 0
+        assert quote.charge_micro_usd(2, 0) == 1
+
+    def test_the_minimum_applies_to_the_sum_and_not_to_each_kind(self) -> None:
+        quote = quote_for(GEMMA)
+        assert quote.charge_micro_usd(900, 210) == 58 + 42
+        assert quote.charge_micro_usd(885, 210) == 100  # 57 + 42 is one below
+
+
+class TestQuotes:
+    @pytest.mark.parametrize(
+        ("model", "price"),
+        [
+            (GEMMA, Price(65_000, 200_000)),
+            (QWEN_27B, Price(100_000, 780_000)),
+            (QWEN_122B, Price(130_000, 1_040_000)),
+            (MINIMAX, Price(60_000, 500_000)),
+            (TRINITY, Price(23_000, 75_000)),
+        ],
+    )
+    def test_a_model_of_the_table_has_its_own_price(self, model: str, price: Price) -> None:
+        quote = quote_for(model)
+        assert (quote.input_price, quote.output_price, quote.source) == (
+            price.input_price,
+            price.output_price,
+            "built_in",
+        )
+        assert BUILT_IN_PRICES[model] == price
+
+    def test_any_other_model_has_the_default_pair(self) -> None:
+        quote = quote_for("acme/unheard-of")
+        assert (quote.input_price, quote.output_price, quote.source) == (50_000, 200_000, "default")
+        assert Price(50_000, 200_000) == DEFAULT_PRICE
+
+    def test_the_minimum_is_part_of_the_quote(self) -> None:
+        assert quote_for(GEMMA).minimum_charge == MINIMUM_CHARGE_MICRO_USD == 100
+        assert quote_for(GEMMA, minimum_charge_micro_usd=7).charge_micro_usd(0, 0) == 7
+
+    @given(usages, st.sampled_from(sorted(BUILT_IN_PRICES)))
+    def test_a_charge_is_never_below_the_minimum(self, usage: tuple[int, int], model: str) -> None:
+        assert quote_for(model).charge_micro_usd(*usage) >= MINIMUM_CHARGE_MICRO_USD
+
+    @given(usages, usages, st.sampled_from([*sorted(BUILT_IN_PRICES), "other"]))
+    def test_the_charge_for_the_bounds_covers_every_usage_inside_of_them(
+        self, used: tuple[int, int], spare: tuple[int, int], model: str
+    ) -> None:
+        quote = quote_for(model)
+        reserved = quote.charge_micro_usd(used[0] + spare[0], used[1] + spare[1])
+        assert quote.charge_micro_usd(*used) <= reserved
+
+    @given(usages)
+    def test_a_quote_survives_being_stored(self, usage: tuple[int, int]) -> None:
+        quote = quote_for(TRINITY)
+        stored = msgspec.json.decode(msgspec.json.encode(quote), type=type(quote))
+        assert stored == quote
+        assert stored.charge_micro_usd(*usage) == quote.charge_micro_usd(*usage)
