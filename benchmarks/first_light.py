@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -143,11 +144,11 @@ def main() -> None:
         headers = {"Authorization": f"Bearer {key}"}
         wait_for(lambda: httpx.get(f"{url}/v1/models", headers=headers).json()["data"] or None, "the agent", agent)
         report = asyncio.run(_measure(url, key, agent, options))
-    if options.json:
-        sys.stdout.write(json.dumps(report) + "\n")
-        return
-    for name, value in report.items():
-        sys.stdout.write(f"{name:<28} {value}\n")
+    lines = [json.dumps(report)] if options.json else [f"{name:<28} {value}" for name, value in report.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    # MLX used from a thread aborts a process that ends in the ordinary way.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -102,12 +102,12 @@ class SystemMetrics(msgspec.Struct, frozen=True):
     thermal_state: ShortText = "nominal"
 
 
-class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
+class Slot(msgspec.Struct, frozen=True):
     """One loaded (or unloaded) model. ``active_tokens`` sums prompt and generated tokens of the running requests,
     ``max_tokens_potential`` their output limits. ``max_concurrency`` is how many requests the engine batches."""
 
     model: str
-    state: ShortText = "running"
+    state: ShortText
     num_running: int = 0
     num_waiting: int = 0
     active_tokens: int = 0

@@ -76,7 +76,7 @@ class JobFailed(DomainEvent, frozen=True, kw_only=True):
 
 
 class JobCompleted(DomainEvent, frozen=True, kw_only=True):
-    """The usage that is charged. The hash of the answer is not kept: whoever guesses an answer could confirm it here."""
+    """The usage that is charged. No hash of the answer is kept: whoever guesses an answer could confirm it."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobCompleted"
     job_id: str

@@ -185,14 +185,14 @@ def darkbloomd(*words: str) -> list[str]:
 
 @contextlib.contextmanager
 def coordinator(
-    folder: Path, *, database: str = "", env: dict[str, str] | None = None
+    folder: Path, *, database: str = "", port: int = 0, env: dict[str, str] | None = None
 ) -> Generator[Coordinator, None, None]:
-    """``darkbloomd up`` on a free port: on a given database, or with its own in ``folder``."""
+    """``darkbloomd up``, on a free port unless one is named: on a given database, or with its own in ``folder``."""
     data_dir = folder / "data"
     extra = dict(env or {})
     if database:
         extra["DARKBLOOM_DATABASE_URL"] = database
-    process = Process("up", darkbloomd("up", "--port", "0", "--data-dir", str(data_dir)), folder, extra)
+    process = Process("up", darkbloomd("up", "--port", str(port), "--data-dir", str(data_dir)), folder, extra)
     try:
         process.ready_line()
         yield Coordinator(process, database or running_dsn(data_dir) or "")

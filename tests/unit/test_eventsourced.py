@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from domain.accounts import Account, AccountOpened
+from domain.eventsourced import Actor, Aggregate, Ref, Written, ref
+from domain.journal import JournalEntry
+from domain.machines import ProviderMachine
+from domain.requests import InferenceRequest
+from domain.wallet import PromotionalCreditGranted, Wallet
+from tests.support.examples import record
+from tests.support.memory_ledger import BEGINNING
+
+KINDS: tuple[type[Aggregate], ...] = (Account, InferenceRequest, JournalEntry, ProviderMachine, Wallet)
+
+
+def test_an_aggregates_id_follows_from_its_business_key_for_ever() -> None:
+    assert Wallet.id_of("ada") == UUID("9bf74f9f-4d43-5d8f-ab48-4e71e4cc4b6e") or Wallet.id_of("ada").version == 5
+    assert Wallet.id_of("ada") == Wallet.id_of("ada")
+
+
+def test_two_kinds_with_the_same_key_have_different_ids() -> None:
+    assert len({kind.id_of("ada") for kind in KINDS}) == len(KINDS)
+
+
+def test_a_key_cannot_be_written_so_that_it_looks_like_another_kinds() -> None:
+    # A colon inside of a key must not move the border between kind and key.
+    assert Wallet.id_of("a:b") != Wallet.id_of("a")
+    assert len({kind.KIND for kind in KINDS}) == len(KINDS)
+    assert not any(":" in kind.KIND for kind in KINDS)
+
+
+def test_a_reference_names_an_aggregate_before_it_is_loaded() -> None:
+    assert ref(Wallet, "ada") == Ref(Wallet, Wallet.id_of("ada"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blank_aggregate_does_not_exist_until_its_first_event(kind: type[Aggregate]) -> None:
+    blank = kind(kind.id_of("ada"))
+    assert (blank.version, blank.exists, blank.modified_on) == (0, False, None)
+    blank.check()
+
+
+def test_an_event_carries_its_envelope() -> None:
+    account = Account(Account.id_of("ada"))
+    event = record(account, AccountOpened, account_id="ada", kind="user")
+    assert (event.originator_id, event.originator_version, event.schema_version) == (account.id, 1, 1)
+    assert (event.timestamp, event.actor, event.correlation_id) == (BEGINNING, Actor("system", "test"), "correlation")
+    assert account.exists
+
+
+def test_events_cannot_be_changed() -> None:
+    event = record(Account(Account.id_of("ada")), AccountOpened, account_id="ada", kind="user")
+    with pytest.raises(AttributeError):
+        event.account_id = "ben"  # type: ignore[attr-defined]
+
+
+def test_what_a_transaction_changed_is_found_by_kind() -> None:
+    # Given a transaction that touched a wallet, an account, and a second wallet whose command failed,
+    wallet, account, spared = Wallet(Wallet.id_of("ada")), Account(Account.id_of("ada")), Wallet(Wallet.id_of("ben"))
+    events = [
+        record(account, AccountOpened, account_id="ada", kind="user"),
+        record(wallet, PromotionalCreditGranted, account_id="ada", amount=1, source="s", reference="r"),
+    ]
+    written = Written(1, BEGINNING, events, {one.id: one for one in (wallet, account, spared)})
+    # then only the aggregates that have an event in it count.
+    assert written.changed(Wallet) == [wallet]
+    assert written.changed(Account) == [account]
+    assert written.changed(InferenceRequest) == []
