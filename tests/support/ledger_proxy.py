@@ -35,9 +35,9 @@ def cut(one: socket.socket) -> None:
 class TcpProxy:
     """Passes bytes on, until it is told to cut every connection."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, target_host: str, target_port: int, *, port: int = 0) -> None:
+        self._target = (target_host, target_port)
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[_Pair] = []
         self._lock = threading.Lock()
