@@ -34,6 +34,9 @@ WHERE position > %s AND position <= %s AND topic = ANY(%s) ORDER BY position
 HEAD = "SELECT position FROM ledger_head"
 LISTEN = "LISTEN ledger"
 
+GATHER_SECONDS = 0.05
+"""How long to let events gather between two passes, so that a busy log is read in pages and not one by one."""
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -96,6 +99,7 @@ class ProjectionRunner:
     def _follow(self, connection: Connection) -> None:
         while not self._stopping.is_set():
             if self._pass(connection):
+                self._stopping.wait(GATHER_SECONDS)
                 continue
             for _ in connection.notifies(timeout=IDLE_SECONDS, stop_after=1):
                 pass

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
+import contextlib
 import json
 import os
 import queue
@@ -42,6 +41,7 @@ TUTORIAL = DOCS / "tutorial" / "first-light.md"
 PRODUCT_ROOMS = ("domain", "adapters", "api", "agent", "projections")
 
 STEP_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 30.0
 
 
 class Block(NamedTuple):
@@ -147,7 +147,12 @@ def test_decisions_are_numbered_without_a_gap_and_say_what_was_rejected() -> Non
     for page in decisions:
         text = page.read_text()
         assert text.startswith(f"# {page.name[:4]} ")
-        assert list(sections(text, 2)) == ["Context", "Decision", "Consequences", "Rejected"], page.name
+        assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == [
+            "Context",
+            "Decision",
+            "Consequences",
+            "Rejected",
+        ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -157,6 +162,13 @@ def test_python_and_json_examples_can_be_read(page: Path) -> None:
             ast.parse(block.text)
         elif block.language == "json":
             json.loads(block.text)
+
+
+def test_files_of_the_program_that_a_page_names_exist() -> None:
+    rooms = "|".join((*PRODUCT_ROOMS, "models", "benchmarks", "tests"))
+    text = " ".join(page.read_text() for page in PAGES)
+    named = set(re.findall(rf"`((?:{rooms})/[\w/-]*(?:\.py)?)`", text))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
 # --- settings and commands -------------------------------------------------------------------------------------------
@@ -384,7 +396,8 @@ class Lines:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._collect, daemon=True).start()
+        self._reader = threading.Thread(target=self._collect, daemon=True)
+        self._reader.start()
 
     def until(self, is_last: Callable[[str], bool]) -> list[str]:
         """All lines up to the one that is looked for, which comes last."""
@@ -400,10 +413,16 @@ class Lines:
             if is_last(line):
                 return seen
 
+    def closed(self, seconds: float) -> bool:
+        """Whether everyone who could print has ended, at the latest after so many seconds."""
+        self._reader.join(seconds)
+        return not self._reader.is_alive()
+
     def _collect(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.rstrip("\n"))
+        with self._process.stdout:
+            for line in self._process.stdout:
+                self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
 
@@ -434,13 +453,15 @@ class Terminal:
 
     def close(self) -> None:
         """End the shell and everything that was started in it."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(STEP_SECONDS_MAX)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signum)
+            if self._lines.closed(STOP_SECONDS_MAX):
+                break
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait(STOP_SECONDS_MAX)
 
 
 @pytest.fixture
@@ -471,17 +492,21 @@ def coordinator_url(tmp_path: Path, environment: dict[str, str]) -> Generator[st
             text=True,
             start_new_session=True,
         )
+    lines = Lines(process)
     try:
-        ready = Lines(process).until(lambda line: "is ready on" in line)[-1]
+        ready = lines.until(lambda line: "is ready on" in line)[-1]
         url = re.search(r"http://[\w.:]+\d", ready)
         assert url is not None
         assert f"{ready.replace(url[0], 'http://127.0.0.1:8080')}\n" in [block.text for block in blocks(TUTORIAL)]
         yield url[0]
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(STEP_SECONDS_MAX)
-        assert process.stdout is not None
-        process.stdout.close()
+        try:
+            code = process.wait(STOP_SECONDS_MAX)
+        finally:
+            process.kill()  # does nothing once it has ended
+            process.wait()
+            lines.closed(STOP_SECONDS_MAX)
     assert code == 0
 
 
@@ -541,12 +566,7 @@ def wait_for_line(file: Path, text: str) -> None:
 
 
 def normal(log: str) -> list[str]:
-    """A log without what differs from run to run: numbers, and what the machine is."""
-    return [re.sub(r'\d+(\.\d+)*|"[^"]*"|fp\d+', "#", line) for line in log.splitlines()]
-
-
-def test_this_file_names_no_module_that_does_not_exist() -> None:
-    text = " ".join(page.read_text() for page in PAGES)
-    for path in set(re.findall(r"`((?:domain|adapters|api|agent|projections|models)/[\w/]*(?:\.py)?)`", text)):
-        assert (ROOT / path).exists(), path
-    assert inspect.ismodule(importlib.import_module("domain.protocol"))
+    """An agent's log without what differs from run to run: numbers, the name of the chip, the kind of weights, and the
+    moment before the first challenge, which may pass unseen."""
+    lines = [line for line in log.splitlines() if "no attestation challenge" not in line]
+    return [re.sub(r'\d+(\.\d+)*|"[^"]*"|\w+(?=, context)', "#", line) for line in lines]

@@ -475,13 +475,18 @@ def test_a_worker_that_stops_beside_a_full_queue_does_not_wait_for_ever() -> Non
         broker.close()
 
 
-def test_dead_letters_are_bounded(embedded: EmbeddedBroker) -> None:
-    consumer = embedded.consume("dispatch", prefetch=1)
-    for _ in range(1_003):
-        embedded.enqueue(actors.message_of(job()))
+def test_dead_letters_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.scheduler.embedded.DEAD_LETTERS_MAX", 3)
+    broker = EmbeddedBroker([])
+    broker.declare_queue("dispatch")
+    consumer = broker.consume("dispatch", prefetch=1)
+    sent = [actors.message_of(job()) for _ in range(5)]
+    for message in sent:
+        broker.enqueue(message)
         consumer.nack(next(consumer))
+    broker.close()
 
-    assert len(embedded.dead_letters) == 1_000
+    assert [message.message_id for message in broker.dead_letters] == [message.message_id for message in sent[2:]]
 
 
 def test_a_flushed_queue_is_empty(embedded: EmbeddedBroker) -> None:

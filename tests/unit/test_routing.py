@@ -184,7 +184,7 @@ class TestCost:
             slot_state=0.0,
             depth=9_000.0,  # 2 running and 1 waiting are more than the 1 that we know of
             pending=3_000.0,
-            backlog=13_860.0,  # (500 + 1 × 200 + max(0, 900 − 500 − 200)) tokens at 100 / 1.54 a second
+            backlog=13_860.0,  # (500 + 200 + 200 that nobody reported yet) tokens at 100 / 1.54 a second
             prefill=400.0,
             decode=3_080.0,
             memory_pressure=2_000.0,
