@@ -30,7 +30,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def printable(text: str, length_max: int = 200) -> str:
+def printable(text: str, length_max: int = 1_000) -> str:
     """Text that came over the network, as it may stand in one log line."""
     return "".join(character if character.isprintable() else " " for character in text[:length_max])
 

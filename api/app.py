@@ -16,7 +16,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
-    app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     for router in (chat.router, models.router, payments.router, health.router, internal.router, socket.router):
         app.include_router(router)
     errors.install(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -61,10 +62,14 @@ def database(settings: Settings) -> Generator[str, None, None]:
 
 @contextmanager
 def database_of_command(settings: Settings) -> Generator[str, None, None]:
-    """The same for a short command, which also works beside a running coordinator."""
-    running = None if settings.database_url else running_dsn(_data_dir(settings))
-    if running is not None:
-        yield running
+    """The same for a short command, which also works beside a running coordinator.
+
+    An embedded database is brought up to date; a configured server belongs to somebody who runs the migrations.
+    """
+    ready = settings.database_url or running_dsn(_data_dir(settings))
+    if ready:
+        migrate.require_current(ready)
+        yield ready
         return
     with database(settings) as dsn:
         migrate.upgrade(dsn)
@@ -127,6 +132,7 @@ def scheduler_worker(
         resend=resend,
         fee_percent=settings.platform_fee_percent,
         queue_depth_max=settings.queue_depth_max,
+        claim_seconds=settings.hold_seconds,
         lease_grace_seconds=settings.lease_grace_seconds,
         random=SystemRandom(),
     )
@@ -183,7 +189,7 @@ def gateway_app(
                 books=_Books(partial(connection_of, pool)),
                 credentials=_Credentials(pool),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
-                fleet=GatewayFleet(pool),
+                fleet=GatewayFleet(pool, lambda: lease.gateway_id),
                 sealing=NaclSealing(),
                 gateway=lease,
                 catalog=Catalog.built_in(development=settings.development),
@@ -222,6 +228,8 @@ Serve = Callable[[FastAPI], None]
 
 def run_everything(settings: Settings, serve: Serve) -> None:
     """``darkbloomd up``: gateway, scheduler and projections in one process."""
+    if not settings.internal_secret:
+        settings = settings.model_copy(update={"internal_secret": secrets.token_hex(32)})
     with database(settings) as dsn:
         migrate.upgrade(dsn)
         broker = make_broker(settings.broker_url)

@@ -53,7 +53,7 @@ def _settings(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         problems = "; ".join(
-            f"DARKBLOOM_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            ": ".join([*(f"DARKBLOOM_{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
             for problem in error.errors()
         )
         raise click.ClickException(f"the settings are not valid: {problems}") from None
@@ -142,7 +142,7 @@ def keys() -> None:
 
 
 @keys.command(name="create")
-@click.option("--account", help="An existing account's id; without it a new account is opened.")
+@click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")

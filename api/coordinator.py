@@ -102,13 +102,13 @@ class Coordinator:
         self._late_ends.add(task)
         task.add_done_callback(self._late_ends.discard)
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new, let what is open finish for a while, then abort the rest."""
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Take nothing new, let what is open finish for a while or until there is a hurry, then abort the rest."""
         self.draining = True
         for session in self.registry.all():
             await session.announce()
         deadline = asyncio.get_running_loop().time() + seconds
-        while len(self.switchboard) and asyncio.get_running_loop().time() < deadline:
+        while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         self.switchboard.abort_all()
         for session in self.registry.all():

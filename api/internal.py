@@ -9,10 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.coordinator import Coordinator
-from domain.dispatch import Notice
+from domain.dispatch import NOTICES_PATH, SECRET_HEADER, Notice
 from domain.errors import AuthenticationFailed, InvalidRequest
 
-SECRET_HEADER = "X-Darkbloom-Internal"
 NOTICE_BYTES_MAX = 1024 * 1024
 
 router = APIRouter(include_in_schema=False)
@@ -20,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 _decoder = msgspec.json.Decoder(Notice)
 
 
-@router.post("/internal/notices")
+@router.post(NOTICES_PATH)
 async def take_notice(request: Request) -> Response:
     """204 when somebody waits for the notice, 410 when nobody does any more."""
     coordinator: Coordinator = request.app.state.coordinator

@@ -73,11 +73,12 @@ async def _serve(
     server: _Server, app: FastAPI, bound: socket.socket, drain_seconds: float, on_ready: Callable[[], None]
 ) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
             server.force_exit = True
+            hurry.set()
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +91,7 @@ async def _serve(
         on_ready()
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if server.started and not serving.done():
-        await app.state.coordinator.drain(drain_seconds)
+        await app.state.coordinator.drain(drain_seconds, hurry)
     server.should_exit = True
     await serving
     stopping.cancel()

@@ -55,6 +55,12 @@ class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):
 
 Job = DispatchJob | SettleJob | ReleaseJob
 
+SECRET_HEADER = "X-Darkbloom-Internal"
+"""By this header the coordinator's own processes recognise each other."""
+
+NOTICES_PATH = "/internal/notices"
+"""Where a gateway takes notices from schedulers in other processes."""
+
 
 class Assigned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The attempt has a slot on this machine, and the log knows."""

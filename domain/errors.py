@@ -70,7 +70,7 @@ class AuthenticationFailed(DarkbloomError):
 
 
 class InsufficientFunds(DarkbloomError):
-    """The balance does not cover the most that this request can cost; add funds or lower max_tokens."""
+    """The balance does not cover the most that this request can cost; lower max_tokens, or get more credit."""
 
     type = "insufficient_funds"
     code = "insufficient_quota"

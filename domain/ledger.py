@@ -417,10 +417,11 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
         return cast("RequestReleased", request.end)
 
 
-class OpenSession(Operation[None], frozen=True, kw_only=True):
+class OpenSession(Operation[str], frozen=True, kw_only=True):
     """Record a machine's connection, and the machine itself when it is new or describes itself differently.
 
-    An account links the machine, once and for good in this version: the first account keeps it.
+    ``account_id`` is whom the connection's token stands for. It links the machine from now on; a connection without a
+    token leaves the machine with the account that it has. Returns the account that it earns for, empty for none.
     """
 
     machine_id: str
@@ -434,10 +435,10 @@ class OpenSession(Operation[None], frozen=True, kw_only=True):
     def needs(self) -> Sequence[Ref]:
         return (ref(ProviderMachine, self.machine_id),)
 
-    def decide(self, unit: Unit) -> None:
+    def decide(self, unit: Unit) -> str:
         machine = unit.get(ProviderMachine, self.machine_id)
         if self.session_id in machine.open_sessions:
-            return
+            return machine.account_id
         if machine.description != (self.hardware, self.models):
             unit.record(
                 machine,
@@ -446,7 +447,7 @@ class OpenSession(Operation[None], frozen=True, kw_only=True):
                 hardware=self.hardware,
                 models=self.models,
             )
-        if self.account_id and not machine.account_id:
+        if self.account_id and self.account_id != machine.account_id:
             unit.record(machine, MachineLinked, machine_id=self.machine_id, account_id=self.account_id)
         unit.record(
             machine,
@@ -456,6 +457,7 @@ class OpenSession(Operation[None], frozen=True, kw_only=True):
             provider_key=self.provider_key,
             gateway_id=self.gateway_id,
         )
+        return machine.account_id
 
 
 class CloseSession(Operation[None], frozen=True, kw_only=True):

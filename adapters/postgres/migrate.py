@@ -33,7 +33,7 @@ class SchemaTooNew(DatabaseUnusable):
 
 
 class SchemaTooOld(DatabaseUnusable):
-    """This database was made by an older release; run 'darkbloomd migrate' first."""
+    """This database is empty or was made by an older release; run 'darkbloomd migrate' first."""
 
 
 def sqlalchemy_url(dsn: str) -> str:

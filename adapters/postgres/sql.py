@@ -20,12 +20,6 @@ WHERE position > %s ORDER BY position LIMIT %s
 """
 """What other writers appended after a position."""
 
-LOG_PAGE = """
-SELECT position, originator_id, originator_version, topic, recorded_at, state FROM events
-WHERE position > %s ORDER BY position LIMIT %s
-"""
-"""One page of the log, for followers."""
-
 APPEND_EVENTS = """
 INSERT INTO events (position, originator_id, originator_version, topic, recorded_at, state)
 SELECT %s + ordinality, originator_id, originator_version, topic, %s, state
@@ -37,18 +31,9 @@ WITH ORDINALITY AS batch (originator_id, originator_version, topic, state, ordin
 MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
 
 NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
-LISTEN_LEDGER = "LISTEN ledger"
 
 EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE position = %s"
 """Whether a batch whose commit got no answer was committed: its first event stands there or does not."""
-
-EVENTS_OF_REQUEST = """
-SELECT position, topic, recorded_at, state FROM events
-WHERE position > %s AND convert_from(state, 'UTF8')::jsonb ->> 'correlation_id' = %s ORDER BY position
-"""
-"""The events that one operation caused, for showing them; not for a hot path."""
-
-HEAD_POSITION = "SELECT position FROM ledger_head"
 
 # --- credentials -----------------------------------------------------------------------------------------------------
 
@@ -142,18 +127,20 @@ UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session
 CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s"
 
 MODEL_OFFERS = """
-SELECT snapshot FROM fleet WHERE routable AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
+SELECT snapshot FROM fleet
+WHERE routable AND gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
 """
-"""Connected machines, all or those that offer one model."""
+"""A gateway's routable machines, all or those that offer one model."""
 
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
 SELECT %(request_id)s, %(attempt)s, %(model)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s), %(message)s
-WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now()) < %(depth_max)s
+WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
+      < %(depth_max)s
 ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
 RETURNING enqueued_at
 """
-"""Let a request wait for a slot. No row comes back when the queue of its model is full."""
+"""Let a request wait for a slot, or keep its place. No row comes back when the queue of its model is full."""
 
 WAKE_WAITER = """
 WITH oldest AS (

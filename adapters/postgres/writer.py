@@ -25,7 +25,7 @@ from eventsourcing.persistence import StoredEvent
 from adapters.postgres import sql
 from adapters.postgres.mapper import EventMapper
 from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
-from domain.errors import DarkbloomError, InternalError, LedgerBusy, LedgerUnavailable
+from domain.errors import DarkbloomError, InternalError, InvariantViolated, LedgerBusy, LedgerUnavailable
 from domain.eventsourced import Ref, Written
 from domain.ledger import Command
 
@@ -253,6 +253,9 @@ class LedgerWriter:
             except NotLoaded as missing:
                 self._load(connection, (missing.ref,))
                 continue
+            except InvariantViolated:
+                log.critical("%s would break the books and was refused", type(call.command).__name__, exc_info=True)
+                call.error = InternalError()
             except DarkbloomError as error:
                 call.error = error
             except Exception:

@@ -11,10 +11,7 @@ import msgspec
 from psycopg_pool import ConnectionPool
 
 from adapters.postgres import sql
-from domain.dispatch import Notice
-
-SECRET_HEADER = "X-Darkbloom-Internal"
-NOTICES_PATH = "/internal/notices"
+from domain.dispatch import NOTICES_PATH, SECRET_HEADER, Notice
 
 
 class GatewayUnreachable(Exception):

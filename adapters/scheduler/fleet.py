@@ -5,7 +5,7 @@ It is derived from live sockets and may be lost at any time: gateways announce t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -90,10 +90,11 @@ class SchedulerFleet:
         with self._pool.connection() as connection:
             connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
-    def offers(self, model: str) -> int:
-        """How many connected machines offer a model, busy or not."""
+    def offers(self, model: str, gateway_id: UUID) -> int:
+        """How many machines on a gateway offer a model, busy or not."""
         with self._pool.connection() as connection:
-            return len(connection.execute(sql.MODEL_OFFERS, {"model": model}).fetchall())
+            wanted = {"model": model, "gateway_id": gateway_id}
+            return len(connection.execute(sql.MODEL_OFFERS, wanted).fetchall())
 
     def wake(self, models: Sequence[str], count: int) -> list[DispatchJob]:
         with self._pool.connection() as connection:
@@ -110,8 +111,9 @@ class SchedulerFleet:
 class GatewayFleet:
     """The gateway's side: it keeps the machines on its own sockets true."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], gateway_id: Callable[[], UUID]) -> None:
         self._pool = pool
+        self._gateway_id = gateway_id
 
     async def announce(self, snapshot: Snapshot, *, routable: bool) -> list[DispatchJob]:
         """Write a machine's state; returns requests that may now find a slot on it."""
@@ -152,9 +154,10 @@ class GatewayFleet:
             await connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
     async def offers(self, model: str | None = None) -> list[Snapshot]:
-        """Connected machines that can be routed to, all or those that offer one model."""
+        """The machines here that can be routed to, all or those that offer one model."""
+        wanted = {"model": model, "gateway_id": self._gateway_id()}
         async with connection_of(self._pool) as connection:
-            cursor = await connection.execute(sql.MODEL_OFFERS, {"model": model}, prepare=True)
+            cursor = await connection.execute(sql.MODEL_OFFERS, wanted, prepare=True)
             return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
 
 

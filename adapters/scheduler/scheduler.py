@@ -42,6 +42,7 @@ class Scheduler:
         resend: Callable[[DispatchJob], None],
         fee_percent: int,
         queue_depth_max: int,
+        claim_seconds: float,
         lease_grace_seconds: float,
         random: Random,
     ) -> None:
@@ -53,6 +54,7 @@ class Scheduler:
         self._resend = resend
         self._fee_percent = fee_percent
         self._queue_depth_max = queue_depth_max
+        self._claim_seconds = claim_seconds
         self._lease_grace_seconds = lease_grace_seconds
         self._random = random
 
@@ -63,7 +65,7 @@ class Scheduler:
         seconds_left = job.deadline - time.time()
         if seconds_left <= 0:
             return
-        claimed = self._claim(job, seconds_left)
+        claimed = self._claim(job)
         if claimed is None and job.may_wait:
             claimed = self._park(job, seconds_left)
         elif claimed is None:
@@ -71,7 +73,7 @@ class Scheduler:
         if claimed is not None:
             self._assign(job, claimed)
 
-    def _claim(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
+    def _claim(self, job: DispatchJob) -> Candidate | None:
         demand = Demand(job.model, job.prompt_tokens, job.output_tokens, frozenset(job.excluded))
         full: set[str] = set()
         for _ in range(CLAIM_TRIES_MAX):
@@ -89,7 +91,7 @@ class Scheduler:
                 return None
             session_id = choice.candidate.snapshot.session_id
             try:
-                if self.fleet.claim(job, session_id, seconds=seconds_left + 60):
+                if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
                     return choice.candidate
             except AttemptHasSlot:
                 return self._claimed_before(job, candidates)
@@ -106,9 +108,11 @@ class Scheduler:
             self._mailbox.deliver(job.reply_to, self._refusal(job, "queue_full"))
             return None
         # A slot may have come free between looking and parking; its wake would have found nobody waiting.
-        claimed = self._claim(job, seconds_left)
+        claimed = self._claim(job)
         if claimed is None:
-            notice = Waiting(request_id=job.request_id, attempt=job.attempt, machines=self.fleet.offers(job.model))
+            notice = Waiting(
+                request_id=job.request_id, attempt=job.attempt, machines=self.fleet.offers(job.model, job.reply_to)
+            )
             self._mailbox.deliver(job.reply_to, notice)
         return claimed
 

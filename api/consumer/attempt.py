@@ -126,8 +126,8 @@ class Attempt:
                     for item in await self._take(event, channel):
                         yield item
                 case InferenceComplete():
-                    for item in self._start():  # a machine may end without a word: an empty answer is an answer
-                        yield item
+                    if not self.started:  # even an empty answer has a finish; without one nothing was delivered
+                        raise AttemptFailed("no_answer", 502)
                     yield event
                     return
                 case InferenceError():

@@ -127,7 +127,7 @@ def _boolean(name: str, value: Any) -> None:
 
 def _token_limit(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise InvalidRequest(f"'{name}' must be a whole number of tokens, 1 or more.", param=name)
+        raise InvalidRequest(f"'{name}' must be a whole number of tokens.", param=name)
 
 
 def _number(low: float, high: float) -> Callable[[str, Any], None]:

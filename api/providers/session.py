@@ -43,6 +43,7 @@ from domain.protocol import (
     FromProvider,
     Heartbeat,
     Register,
+    SessionStats,
     TrustStatus,
 )
 from domain.routing import Candidate, Demand, Load, Policy, Snapshot, reasons_against
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 STRIKES_MAX = 3
 CONTROL_WRITE_SECONDS = 5.0
+CONNECTION_LOST = "connection lost"
 REPLACED = "replaced by new connection from same device"
 
 
@@ -82,13 +84,14 @@ class ProviderSession:
         self._around = around
         self._jobs: dict[str, Inbox] = {}
         self._heartbeat: Heartbeat | None = None
+        self._first_stats: SessionStats | None = None
         self._last_heartbeat_at = time.monotonic()
         self._challenge: AttestationChallenge | None = None
         self._challenge_passed_at = 0.0
         self._strikes = 0
         self._untrusted = ""
         self._verdict: TrustStatus | None = None
-        self._close_reason = "connection lost"
+        self._close_reason = CONNECTION_LOST
 
     # --- for the gateway (MachineLink) ---------------------------------------------------------------------------
 
@@ -119,7 +122,7 @@ class ProviderSession:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         around = self._around
-        await around.ledger.run(
+        self._account_id = await around.ledger.run(
             OpenSession(
                 actor=Actor("provider", self.identity.machine_id),
                 correlation_id=self.session_id,
@@ -156,7 +159,11 @@ class ProviderSession:
         while True:
             try:
                 frame = await self._socket.receive_text()
-            except (WebSocketDisconnect, KeyError, RuntimeError):
+            except WebSocketDisconnect as gone:
+                if gone.code in (1000, 1001) and self._close_reason == CONNECTION_LOST:
+                    self._close_reason = "closed by the machine"
+                return
+            except (KeyError, RuntimeError):
                 return
             try:
                 message = protocol.decode_from_provider(frame)
@@ -172,6 +179,7 @@ class ProviderSession:
         match message:
             case Heartbeat():
                 self._heartbeat = message
+                self._first_stats = self._first_stats or message.stats
                 self._last_heartbeat_at = time.monotonic()
                 await self.announce()
             case AttestationResponse():
@@ -200,7 +208,7 @@ class ProviderSession:
         around.registry.remove(self)
         for job_id, inbox in list(self._jobs.items()):
             inbox.put(MachineLost(job_id))
-        stats = self._heartbeat.stats if self._heartbeat else protocol.SessionStats()
+        served, generated = self._counted_here()
         try:
             await around.fleet.withdraw(self.session_id)
             await around.ledger.run(
@@ -209,14 +217,24 @@ class ProviderSession:
                     correlation_id=self.session_id,
                     machine_id=self.identity.machine_id,
                     session_id=self.session_id,
-                    requests_served=stats.requests_served,
-                    tokens_generated=stats.tokens_generated,
+                    requests_served=served,
+                    tokens_generated=generated,
                     reason=self._close_reason,
                 )
             )
         except DarkbloomError as error:
             log.warning("the end of session %s was not recorded: %s", self.session_id, type(error).__name__)
         log.info("machine %s disconnected: %s", self.identity.machine_id[:12], self._close_reason)
+
+    def _counted_here(self) -> tuple[int, int]:
+        """Requests and tokens of this session: the machine's counters run since its process started."""
+        first, last = self._first_stats, self._heartbeat.stats if self._heartbeat else None
+        if first is None or last is None:
+            return 0, 0
+        return (
+            max(0, last.requests_served - first.requests_served),
+            max(0, last.tokens_generated - first.tokens_generated),
+        )
 
     # --- challenges ----------------------------------------------------------------------------------------------
 

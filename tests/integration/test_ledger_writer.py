@@ -613,16 +613,19 @@ def test_a_loop_that_ends_at_the_very_moment_of_its_answer_does_not_stop_the_wri
     class EndingLoop(asyncio.SelectorEventLoop):
         """Says that it is open, and is closed when the answer is handed to it."""
 
-        asked = threading.Event()
+        asked, ending = threading.Event(), True
+
+        def _is_handed_an_answer(self) -> bool:
+            return self.ending and threading.current_thread().name == "ledger-writer"
 
         def is_closed(self) -> bool:
-            if threading.current_thread().name == "ledger-writer":
+            if self._is_handed_an_answer():
                 self.asked.set()
                 return False
             return super().is_closed()
 
         def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread().name == "ledger-writer":
+            if self._is_handed_an_answer():
                 raise RuntimeError("Event loop is closed")
             return super().call_soon_threadsafe(*args, **kwargs)
 
@@ -632,14 +635,16 @@ def test_a_loop_that_ends_at_the_very_moment_of_its_answer_does_not_stop_the_wri
     with running(ledger) as writer:
         waiting = loop.create_task(writer.run(grant(gone, 1)))
         loop.run_until_complete(asyncio.sleep(0, loop))
-        until(EndingLoop.asked.is_set, "the writer answered")
+        until(loop.asked.is_set, "the writer answered")
+
+        after = in_thread(lambda: writer.execute(grant(here, 2), timeout_seconds=20))
+        until(lambda: after.done() or ended, "the writer answered or ended")
+
+        loop.ending = False
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(waiting)
         loop.close()
-
-        after = in_thread(lambda: writer.execute(grant(here, 2), timeout_seconds=20))
-        until(lambda: after.done() or ended, "the writer answered or ended")
 
         assert not ended, "the writer's thread ended"
         assert after.result() == Balance(2, 0)

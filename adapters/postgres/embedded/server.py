@@ -11,7 +11,7 @@ from typing import Self
 
 from adapters.postgres.embedded.account import server_account
 from adapters.postgres.embedded.cluster import ensure_cluster
-from adapters.postgres.embedded.directory import Layout, disk_errors_named, owner_lock, write_private
+from adapters.postgres.embedded.directory import Layout, disk_errors_named, make_private, owner_lock, write_private
 from adapters.postgres.embedded.launch import Launch, server_log
 from adapters.postgres.embedded.leftovers import clear_leftovers
 from adapters.postgres.embedded.places import reachable_places
@@ -34,7 +34,7 @@ class EmbeddedPostgres:
         """
         layout = Layout(data_dir.absolute())
         with disk_errors_named(layout.root), ExitStack() as resources:
-            layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(layout.root)
             resources.enter_context(owner_lock(layout))
             clear_leftovers(layout)
             deadline = time.monotonic() + start_timeout_seconds
