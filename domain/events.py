@@ -73,6 +73,8 @@ def decode(topic: str, state: bytes) -> DomainEvent:
             return event
     except msgspec.ValidationError:
         pass
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnreadableEvent(topic) from None
     return _decode_older(topic, state)
 
 
@@ -80,8 +82,8 @@ def _decode_older(topic: str, state: bytes) -> DomainEvent:
     cls = _classes[topic]
     try:
         payload: dict[str, Any] = msgspec.json.decode(state, type=dict[str, Any])
-        version = payload["schema_version"]
-    except (msgspec.DecodeError, KeyError):
+        version = msgspec.convert(payload["schema_version"], int)
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
         raise UnreadableEvent(topic) from None
     while version < cls.SCHEMA_VERSION:
         upcast = UPCASTS.get((topic, version))

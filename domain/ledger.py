@@ -280,8 +280,10 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         if request.end is not None:
             return request.end
         admission, job = request.admission, request.jobs.get(self.job_id)
-        if admission is None or job is None:
-            raise UnknownRequest
+        if admission is None or job is None or self.job_id in request.failed:
+            raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
+        if min(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.completion_bound) < 0:
+            raise Conflict("counts of tokens are never below zero")
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
         self._move_money(unit, settled)

@@ -14,7 +14,7 @@ TOKENS_PER_PRICE = 1_000_000
 AMOUNT_MICRO_USD_MAX = 2**62
 """Amounts stay well inside a signed 64-bit column, sums included."""
 
-_DECIMAL = re.compile(r"\+?(\d{1,12})(?:\.(\d{1,6}))?")
+_DECIMAL = re.compile(r"\+?([0-9]{1,12})(?:\.([0-9]{1,6}))?")
 
 
 class NotAnAmount(ValueError):

@@ -47,7 +47,9 @@ class EmbeddedBroker(Broker):
 
         Raises:
             QueueIsFull: the bound is reached.
+            QueueNotFound: there is no such queue.
         """
+        self._queue(message.queue_name)
         self.emit_before("enqueue", message, delay)
         if delay:
             self._delays.add(time.monotonic() + delay / 1000, message)
@@ -102,8 +104,12 @@ class _EmbeddedConsumer(Consumer):
         self._room.release()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Hand back what a stopping worker holds; what finds no room is a dead letter, so that stopping never hangs."""
         for message in messages:
-            self._queue.put(message.encode())
+            try:
+                self._queue.put_nowait(message.encode())
+            except Full:
+                self._dead_letters.append(message._message)
 
     def __next__(self) -> MessageProxy | None:
         if not self._room.acquire(timeout=self._timeout_seconds):

@@ -40,11 +40,17 @@ class BoundedRetries(Middleware):
         retries = message.options.get("retries", 0)
         limit = broker.get_actor(message.actor_name).options.get("max_retries", self.max_retries)
         if retries >= limit:
-            self.given_up[message.actor_name] += 1
-            log.error("%s gave up after %d retries: %s", message.actor_name, retries, type(exception).__name__)
-            message.fail()
+            self._give_up(message, exception)
             return
         _, delay_ms = compute_backoff(retries, factor=self.min_backoff_ms, max_backoff=self.max_backoff_ms)
         log.warning("%s failed with %s, again in %d ms", message.actor_name, type(exception).__name__, delay_ms)
         message.options["retries"] = retries + 1
-        broker.enqueue(message._message, delay=delay_ms)
+        try:
+            broker.enqueue(message._message, delay=delay_ms)
+        except Exception as problem:  # noqa: BLE001  # whatever keeps it from the queue, it must not be lost in silence
+            self._give_up(message, problem)
+
+    def _give_up(self, message: MessageProxy, why: BaseException) -> None:
+        self.given_up[message.actor_name] += 1
+        log.error("%s gave up: %s", message.actor_name, type(why).__name__)
+        message.fail()

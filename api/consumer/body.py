@@ -14,8 +14,7 @@ from domain.errors import InvalidRequest, PayloadTooLarge
 RECEIVE_SECONDS_MAX = 60.0
 NESTING_MAX = 128
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_BRACKETS = re.compile(rb"[\[\]{}]")
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 async def read_json_object(request: Request, bytes_max: int) -> dict[str, Any]:
@@ -40,7 +39,7 @@ async def read_json_object(request: Request, bytes_max: int) -> dict[str, Any]:
 async def _read(request: Request, bytes_max: int) -> bytes:
     too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > bytes_max:
+    if declared.isascii() and declared.isdigit() and int(declared) > bytes_max:
         raise too_large
     received = bytearray()
     try:
@@ -61,7 +60,11 @@ def _nesting_of(raw: bytes) -> int:
     if raw.count(b"{") + raw.count(b"[") <= NESTING_MAX:
         return 0
     depth = deepest = 0
-    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", raw)):
-        depth += 1 if bracket in b"{[" else -1
-        deepest = max(deepest, depth)
+    for match in _STRING_OR_BRACKET.finditer(raw):
+        found = match.group()
+        if found in (b"{", b"["):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found in (b"}", b"]"):
+            depth -= 1
     return deepest

@@ -17,7 +17,7 @@ ROUTING_OUTPUT_TOKENS = 256
 """What routing assumes of a request that names no limit."""
 
 STOP_SEQUENCES_MAX = 4
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _PROMPT_MEMBERS = ("messages", "system", "instructions", "input", "prompt", "tools")
 _NOT_FORWARDED = frozenset(
@@ -100,7 +100,7 @@ def _check_messages(messages: Any) -> None:
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise InvalidRequest(
-                f"messages[{index}] must be an object whose role is one of {', '.join(sorted(_ROLES))}.",
+                f"messages[{index}] must be an object whose role is one of {', '.join(_ROLES)}.",
                 param="messages",
             )
         _check_content(index, message)

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from eventsourcing.persistence import StoredEvent
 
-from adapters.postgres import sql
 from adapters.postgres.mapper import EventMapper, MismatchedEvent
 from adapters.postgres.writer import LedgerWriter
 from domain import events
@@ -128,8 +127,8 @@ def test_events_say_who_caused_them_and_what_they_belong_to(writer: LedgerWriter
     for event in log_of(look)[-2:]:
         assert event.payload["actor"] == {"kind": "consumer", "id": "key_7"}
         assert event.payload["correlation_id"] == str(request_id)
-    found = look.execute(sql.EVENTS_OF_REQUEST, (0, str(request_id))).fetchall()
-    assert [row[0] for row in found] == [3, 4]
+    belonging = [event.position for event in log_of(look) if event.payload["correlation_id"] == str(request_id)]
+    assert belonging == [3, 4]
 
 
 @pytest.mark.parametrize("changed", ["originator_id", "originator_version"])

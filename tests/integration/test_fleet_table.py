@@ -32,7 +32,7 @@ def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
 @pytest.fixture
 async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
     async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool)
+        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 def ids(jobs: list[DispatchJob]) -> list[UUID]:
@@ -288,17 +288,17 @@ async def test_a_withdrawn_machine_takes_its_claims_with_it(
     assert [one.session_id for one in await gateway.offers(MODEL)] == [stays.session_id]
 
 
-async def test_offers_are_the_connected_machines_that_may_be_routed_to(
+async def test_offers_are_the_gateway_s_machines_that_may_be_routed_to(
     fleet: SchedulerFleet, gateway: GatewayFleet
 ) -> None:
     busy, other, hidden = machine(), machine(models=("other",)), machine()
-    for one in (busy, other):
+    for one in (busy, other, machine(gateway_id=uuid4())):
         await gateway.announce(one, routable=True)
     await gateway.announce(hidden, routable=False)
     fleet.claim(job(), busy.session_id, seconds=600)
 
-    assert fleet.offers(MODEL) == 1
-    assert fleet.offers("nothing") == 0
+    assert fleet.offers(MODEL, GATEWAY) == 1
+    assert fleet.offers("nothing", GATEWAY) == 0
     assert {one.session_id for one in await gateway.offers()} == {busy.session_id, other.session_id}
 
 
@@ -508,7 +508,7 @@ async def test_the_sweep_forgets_machines_of_lapsed_and_of_unknown_gateways(
 
     fleet.sweep()
 
-    assert [one.session_id for one in await gateway.offers()] == [kept.session_id]
+    assert look.execute("SELECT session_id::text FROM fleet").fetchall() == [(kept.session_id,)]
     assert list(claims(look).values()) == [kept.session_id]
     assert_counters_are_true(look)
 

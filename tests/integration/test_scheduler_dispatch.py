@@ -30,7 +30,7 @@ pytest_plugins = ["tests.support.ledger_fixtures"]
 @pytest.fixture
 async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
     async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool)
+        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 @pytest.fixture
@@ -76,6 +76,8 @@ async def test_a_request_is_assigned_to_a_machine_and_the_log_knows_it(
     assert notices == [Assigned(request_id=wanted.request_id, attempt=1, job_id=job_id, machine=one)]
     assert dispatches(look) == [(job_id, 1, one.session_id)]
     assert claims(look) == {(wanted.request_id, 1): one.session_id}
+    lasts = "SELECT expires_at - now() BETWEEN interval '3600 seconds' AND interval '3690 seconds' FROM claims"
+    assert look.execute(lasts).fetchall() == [(True,)]
     assert waiting(look) == []
     assert_counters_are_true(look)
     assert_books_are_sound(look)

@@ -124,7 +124,9 @@ class Model:
         if request.end is not None:
             return request.end
         attempt = request.attempts.get(number)
-        if attempt is None or account != request.account or min(prompt, completion) < 0 or not 0 <= fee_percent <= 100:
+        if attempt is None or number in request.failed or account != request.account:
+            raise Refused
+        if min(prompt, completion, delivered) < 0 or not 0 <= fee_percent <= 100:
             raise Refused
         bound = min(delivered, request.output_bound)
         self.anomalies += prompt > request.prompt_bound or completion > bound
@@ -155,12 +157,13 @@ class Model:
         request.end = {"reason": reason}
         return request.end
 
-    def open_session(self, machine_id: str, session: str, description: Any, owner: str) -> None:
+    def open_session(self, machine_id: str, session: str, description: Any, owner: str) -> str:
         machine = self.machines.setdefault(machine_id, Machine())
         if session not in machine.sessions:
             machine.sessions.add(session)
             machine.description = description
-            machine.owner = machine.owner or owner
+            machine.owner = owner or machine.owner
+        return machine.owner
 
     def close_session(self, machine_id: str, session: str) -> None:
         self.machines.setdefault(machine_id, Machine()).sessions.discard(session)

@@ -15,6 +15,8 @@ from domain.routing import Policy
 from tests.support.ledger_commands import EXPIRES_AT, GATEWAY, account, admit, grant
 from tests.support.ledger_machines import RecordingMailbox, job
 
+CLAIM_SECONDS = 3_690.0
+
 
 class SchedulerScene:
     """``resent`` are the jobs that the scheduler sent itself again, as the broker would get them."""
@@ -39,6 +41,7 @@ class SchedulerScene:
             resend=self.resent.append,
             fee_percent=10,
             queue_depth_max=queue_depth_max,
+            claim_seconds=CLAIM_SECONDS,
             lease_grace_seconds=lease_grace_seconds,
             random=Random(7),
         )

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
 
 from domain.accounts import Account
-from domain.errors import Conflict, DarkbloomError, InsufficientFunds, UnknownRequest
+from domain.errors import Conflict, InsufficientFunds, UnknownRequest
 from domain.ledger import Balance, CloseSession, Command, OpenAccount, OpenSession, Release
 from domain.machines import ProviderMachine
 from domain.pricing import quote_for
@@ -265,11 +264,11 @@ class TestSettlement:
         # Given a first attempt that is recorded as failed, and a second one on its way,
         failure = JobFailure(FIRST_JOB, "timeout", 504)
         given(ledger, grant("ada", 5_000), admit("ada"), dispatch(1), dispatch(2, failures=(failure,)))
-        # when the first one completes after all,
-        with contextlib.suppress(DarkbloomError):
+        # when the first one completes after all, then its late result changes nothing,
+        with pytest.raises(UnknownRequest):
             ledger.execute(settle("ada", attempt=1))
-        # then its late result is ignored, and the second attempt is the one that can be paid.
-        assert "RequestSettled" not in topics(ledger)
+        assert "JobCompleted" not in topics(ledger)
+        # and the second attempt is the one that is paid.
         assert wallet(ledger, "ada").held == 2_000
         assert isinstance(ledger.execute(settle("ada", attempt=2)), RequestSettled)
 
@@ -278,7 +277,7 @@ class TestSettlement:
     def test_a_negative_claim_is_refused(self, ledger: MemoryLedger, owner: str, prompt: int, completion: int) -> None:
         given(ledger, grant("ada", 5_000), admit("ada"), dispatch(owner=owner))
         recorded = len(ledger.log)
-        with pytest.raises((DarkbloomError, ValueError)):
+        with pytest.raises(Conflict):
             ledger.execute(settle("ada", prompt, completion))
         assert len(ledger.log) == recorded
 
@@ -343,9 +342,21 @@ class TestSessions:
         assert topics(ledger, since=2) == ["MachineRegistered", "ProviderSessionOpened"]
         assert ledger.state_of(ProviderMachine, "machine").description == ({"chip_name": "M5"}, ("model",))
 
-    def test_the_first_account_keeps_the_machine(self, ledger: MemoryLedger) -> None:
-        given(ledger, self.opening(), self.opening("two", account="ada"), self.opening("three", account="ben"))
+    def test_a_machine_earns_for_the_account_of_its_latest_token(self, ledger: MemoryLedger) -> None:
+        assert ledger.execute(self.opening()) == ""
+        assert ledger.execute(self.opening("two", account="ada")) == "ada"
+        assert ledger.execute(self.opening("three", account="ada")) == "ada"
+        assert ledger.execute(self.opening("four", account="ben")) == "ben"
+        assert topics(ledger).count("MachineLinked") == 2
+
+    def test_a_connection_without_a_token_leaves_the_machine_with_its_account(self, ledger: MemoryLedger) -> None:
+        given(ledger, self.opening(account="ada"))
+        assert ledger.execute(self.opening("two")) == "ada"
         assert ledger.state_of(ProviderMachine, "machine").account_id == "ada"
+
+    def test_opening_a_session_again_returns_the_account_and_links_nothing(self, ledger: MemoryLedger) -> None:
+        given(ledger, self.opening(account="ada"))
+        assert ledger.execute(self.opening(account="ben")) == "ada"
         assert topics(ledger).count("MachineLinked") == 1
 
     def test_a_session_opens_and_closes_once(self, ledger: MemoryLedger) -> None:

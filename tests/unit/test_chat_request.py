@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.consumer.chat_request import body_for_machine, parse_chat
+from domain.errors import InvalidRequest
+
+HELLO: dict[str, Any] = {"model": "model", "messages": [{"role": "user", "content": "Hello"}]}
+SECRET = "the-secret-of-a-prompt"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {**HELLO, **changes}
+
+
+def refusal(**changes: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_chat(body(**changes))
+    return refused.value
+
+
+class TestWhatIsRead:
+    def test_the_smallest_request(self) -> None:
+        request = parse_chat(body())
+        assert (request.model, request.stream, request.include_usage) == ("model", False, False)
+        assert (request.output_limit, request.message_count, request.stop_bytes) == (None, 1, 0)
+
+    def test_a_stream_with_usage(self) -> None:
+        request = parse_chat(body(stream=True, stream_options={"include_usage": True}))
+        assert (request.stream, request.include_usage) == (True, True)
+
+    @pytest.mark.parametrize(
+        ("limits", "limit"),
+        [
+            ({"max_tokens": 7}, 7),
+            ({"max_completion_tokens": 8}, 8),
+            ({"max_output_tokens": 9}, 9),
+            ({"max_tokens": 7, "max_completion_tokens": 8, "max_output_tokens": 9}, 7),
+            ({"max_completion_tokens": 8, "max_output_tokens": 9}, 8),
+            ({"max_tokens": 0, "max_completion_tokens": 8}, 8),
+            ({"max_tokens": None, "max_output_tokens": 9}, 9),
+            ({"max_tokens": 0}, None),
+            ({"max_tokens": 2**31 - 1}, 2**31 - 1),
+        ],
+    )
+    def test_the_first_limit_that_is_set_counts(self, limits: dict[str, Any], limit: int | None) -> None:
+        assert parse_chat(body(**limits)).output_limit == limit
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "stream",
+            "stream_options",
+            "max_tokens",
+            "max_completion_tokens",
+            "max_output_tokens",
+            "temperature",
+            "top_p",
+            "stop",
+            "seed",
+            "frequency_penalty",
+            "presence_penalty",
+            "response_format",
+            "n",
+            "logprobs",
+            "tools",
+            "provider_serial",
+        ],
+    )
+    def test_null_is_the_same_as_absent(self, name: str) -> None:
+        request = parse_chat(body(**{name: None}))
+        assert (request.stream, request.output_limit, request.stop_bytes) == (False, None, 0)
+
+    @pytest.mark.parametrize(("stop", "longest"), [("é", 2), (["a", "bcd"], 3), ([], 0), (["x"] * 4, 1)])
+    def test_the_longest_stop_sequence_is_measured_in_bytes(self, stop: Any, longest: int) -> None:
+        assert parse_chat(body(stop=stop)).stop_bytes == longest
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            {"role": "system", "content": ""},
+            {"role": "developer", "content": "be brief"},
+            {"role": "assistant", "content": None},
+            {"role": "assistant"},
+            {"role": "tool", "content": "42", "tool_call_id": "call"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "x", "name": "ada"},
+        ],
+    )
+    def test_every_form_of_a_text_message(self, message: dict[str, Any]) -> None:
+        assert parse_chat(body(messages=[message])).message_count == 1
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"temperature": 0},
+            {"temperature": 2},
+            {"temperature": 0.7},
+            {"top_p": 1},
+            {"top_p": 0.0001},
+            {"frequency_penalty": -2},
+            {"presence_penalty": 2.0},
+            {"seed": 0},
+            {"seed": -(2**63)},
+            {"seed": 2**63 - 1},
+            {"response_format": {"type": "text"}},
+            {"n": 1},
+            {"logprobs": False},
+            {"top_logprobs": 0},
+            {"tools": [], "tool_choice": "none"},
+            {"logit_bias": {}},
+            {"user": "ada", "metadata": {"k": "v"}, "store": True, "service_tier": "auto"},
+            {"colour": "green"},
+        ],
+    )
+    def test_values_at_the_edges_and_members_that_ask_for_nothing(self, changes: dict[str, Any]) -> None:
+        parse_chat(body(**changes))
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("model", [None, "", 5, ["model"], {"id": "model"}, True])
+    def test_a_model_that_is_no_name(self, model: Any) -> None:
+        assert refusal(model=model).param == "model"
+
+    def test_a_request_without_a_model(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            parse_chat({"messages": HELLO["messages"]})
+        assert refused.value.param == "model"
+
+    @pytest.mark.parametrize(
+        "messages",
+        [
+            None,
+            [],
+            {},
+            "Hello",
+            5,
+            ["Hello"],
+            [None],
+            [{}],
+            [{"content": "x"}],
+            [{"role": "robot", "content": "x"}],
+            [{"role": None, "content": "x"}],
+            [{"role": 5, "content": "x"}],
+            [{"role": ["user"], "content": "x"}],
+            [{"role": {"name": "user"}, "content": "x"}],
+            [{"role": "user"}],
+            [{"role": "user", "content": None}],
+            [{"role": "user", "content": 5}],
+            [{"role": "user", "content": []}],
+            [{"role": "user", "content": {}}],
+            [{"role": "user", "content": ["x"]}],
+            [{"role": "user", "content": [{"type": "text"}]}],
+            [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
+            [{"role": "user", "content": [{"text": "x"}]}],
+            [{"role": "user", "content": "fine"}, {"role": "user", "content": [{"type": "audio"}]}],
+        ],
+    )
+    def test_messages_that_are_none(self, messages: Any) -> None:
+        refused = refusal(messages=messages)
+        assert (refused.param, refused.type, refused.http_status) == ("messages", "invalid_request_error", 400)
+
+    @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+    @pytest.mark.parametrize("value", [-1, 1.5, 2.0, "5", True, False, [5], 2**31])
+    def test_a_limit_that_is_no_number_of_tokens(self, name: str, value: Any) -> None:
+        assert refusal(**{name: value}).param == name
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("stream", "true"),
+            ("stream", 1),
+            ("stream", []),
+            ("stream_options", []),
+            ("stream_options", True),
+            ("stream_options", {"include_usage": "yes"}),
+            ("temperature", -0.1),
+            ("temperature", 2.1),
+            ("temperature", "1"),
+            ("temperature", True),
+            ("top_p", 0),
+            ("top_p", 1.1),
+            ("top_p", -1),
+            ("frequency_penalty", 2.1),
+            ("presence_penalty", -2.1),
+            ("presence_penalty", []),
+            ("seed", 1.5),
+            ("seed", "1"),
+            ("seed", True),
+            ("seed", 2**63),
+            ("stop", ""),
+            ("stop", ["a", ""]),
+            ("stop", ["a"] * 5),
+            ("stop", [5]),
+            ("stop", {"a": 1}),
+            ("stop", 5),
+            ("response_format", "text"),
+        ],
+    )
+    def test_a_value_out_of_its_range_by_name(self, name: str, value: Any) -> None:
+        assert refusal(**{name: value}).param == name
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("response_format", {"type": "json_object"}),
+            ("response_format", {"type": "json_schema", "json_schema": {}}),
+            ("n", 2),
+            ("n", 0),
+            ("n", True),
+            ("logprobs", True),
+            ("logprobs", 0),
+            ("top_logprobs", 5),
+            ("logit_bias", {"5": 1}),
+            ("tools", [{"type": "function", "function": {"name": "f"}}]),
+            ("tool_choice", "required"),
+            ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+            ("functions", [{"name": "f"}]),
+            ("function_call", "auto"),
+            ("audio", {"voice": "v"}),
+            ("provider_serial", "C02EXAMPLE01"),
+            ("provider_serials", ["C02EXAMPLE01"]),
+            ("min_trust", "hardware"),
+        ],
+    )
+    def test_what_this_version_cannot_honour_by_name(self, name: str, value: Any) -> None:
+        refused = refusal(**{name: value})
+        assert refused.param == name
+        assert "not supported" in refused.message or "Only" in refused.message
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"messages": [{"role": SECRET, "content": SECRET}]},
+            {"messages": [{"role": "user", "content": [{"type": SECRET, "text": SECRET}]}]},
+            {"temperature": SECRET},
+            {"stop": [SECRET, ""]},
+            {"tools": [{"name": SECRET}]},
+            {"response_format": {"type": SECRET}},
+            {"model": [SECRET]},
+        ],
+    )
+    def test_a_refusal_never_repeats_what_was_sent(self, changes: dict[str, Any]) -> None:
+        assert SECRET not in refusal(**changes).message
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(
+                ["model", "messages", "stream", "max_tokens", "temperature", "top_p", "stop", "n", "tools", "seed", "x"]
+            ),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text() | st.sampled_from(["role", "content", "type"]), inner, max_size=3)
+                ),
+            ),
+        )
+    )
+    def test_any_json_object_is_either_read_or_refused(self, anything: dict[str, Any]) -> None:
+        with contextlib.suppress(InvalidRequest):
+            assert parse_chat(anything).message_count == len(anything["messages"])
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=40)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["system", "user", "assistant", "tool"]),
+            "content": texts | st.lists(st.builds(lambda text: {"type": "text", "text": text}, texts), min_size=1),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+class TestSizes:
+    @given(messages, st.dictionaries(st.sampled_from(["system", "instructions", "prompt", "input"]), texts))
+    def test_the_prompts_bytes_are_never_fewer_than_those_of_its_texts(
+        self, said: list[dict[str, Any]], more: dict[str, str]
+    ) -> None:
+        request = parse_chat(body(messages=said, **more))
+        spoken = [part["text"] for one in said if isinstance(one["content"], list) for part in one["content"]]
+        spoken += [one["content"] for one in said if isinstance(one["content"], str)]
+        spoken += [one["role"] for one in said]
+        assert request.prompt_bytes >= sum(len(text.encode()) for text in [*spoken, *more.values()])
+
+    def test_bytes_are_counted_and_not_characters(self) -> None:
+        plain = parse_chat(body(messages=[{"role": "user", "content": "a" * 100}]))
+        wide = parse_chat(body(messages=[{"role": "user", "content": "😀" * 100}]))
+        assert wide.prompt_bytes - plain.prompt_bytes == 300
+
+    @pytest.mark.parametrize("name", ["system", "instructions", "input", "prompt"])
+    def test_every_member_that_may_reach_the_prompt_is_counted(self, name: str) -> None:
+        assert parse_chat(body(**{name: "x" * 1_000})).prompt_bytes >= parse_chat(body()).prompt_bytes + 1_000
+
+    def test_the_estimate_is_a_quarter_of_the_messages_bytes(self) -> None:
+        said = [{"role": "user", "content": "x" * 400}]
+        assert parse_chat(body(messages=said)).prompt_estimate == len(json.dumps(said, separators=(",", ":"))) // 4
+
+
+class TestTheBodyForTheMachine:
+    def sent(self, **changes: Any) -> dict[str, Any]:
+        return dict(json.loads(body_for_machine(parse_chat(body(**changes)), 77)))
+
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {},
+            {"max_tokens": 5},
+            {"max_completion_tokens": 5},
+            {"max_output_tokens": 5},
+            {"max_tokens": 1, "max_completion_tokens": 2, "max_output_tokens": 3},
+        ],
+    )
+    def test_exactly_one_limit_goes_out_and_it_is_the_one_that_was_held_for(self, limits: dict[str, int]) -> None:
+        sent = self.sent(**limits)
+        assert {name for name in sent if name.startswith("max_")} == {"max_tokens"}
+        assert sent["max_tokens"] == 77
+
+    def test_nothing_that_names_the_caller_goes_out(self) -> None:
+        callers = {
+            "user": SECRET,
+            "metadata": {"who": SECRET},
+            "store": True,
+            "service_tier": SECRET,
+            "safety_identifier": SECRET,
+            "prompt_cache_key": SECRET,
+        }
+        sent = self.sent(**callers, stream_options={"include_usage": True})
+        assert not sent.keys() & {*callers, "stream_options"}
+        assert SECRET not in json.dumps(sent)
+
+    def test_everything_else_goes_out_unchanged(self) -> None:
+        others: dict[str, Any] = {
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "seed": 5,
+            "stream": True,
+            "colour": {"green": [1, 2.5, None, "é"]},
+            "large": 2**70,
+        }
+        sent = self.sent(**others)
+        assert {name: sent[name] for name in others} == others
+        assert sent["messages"] == HELLO["messages"]
+        assert sent["model"] == "model"
+
+    @pytest.mark.parametrize(("stop", "sent"), [("END", ["END"]), (["a", "b"], ["a", "b"])])
+    def test_a_single_stop_becomes_a_list(self, stop: Any, sent: list[str]) -> None:
+        assert self.sent(stop=stop)["stop"] == sent
+
+    def test_the_consumers_own_body_is_not_touched(self) -> None:
+        original = body(user="ada", stop="END", max_tokens=5)
+        before = json.dumps(original)
+        body_for_machine(parse_chat(original), 77)
+        assert json.dumps(original) == before
