@@ -267,16 +267,20 @@ def wait_for(look: Callable[[], T | None], what: str, process: Process | None = 
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Generator[None, None, None]:
-    """A termination signal unwinds like Ctrl-C does, so that everything is stopped."""
+    """The first SIGINT or SIGTERM unwinds, so that everything is stopped; more of them do not disturb that."""
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(*_: object) -> None:
+        for signum in signals:
+            signal.signal(signum, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = [signal.signal(signum, interrupt) for signum in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)
 
 
 def _say(text: str, end: str = "\n") -> None:

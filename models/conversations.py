@@ -78,29 +78,28 @@ INTRODUCTIONS = (
 
 
 def conversations(sections: list[Section], rng: np.random.Generator) -> Iterator[Conversation]:
-    """One pass over the sections: questions about each, answered in its own sentences.
+    """One pass over the sections: a question about each, answered in its own sentences from the first one on.
 
-    Every sentence of the corpus that fits an answer is said at least once. Some conversations open with a system
-    prompt; after every `SECTIONS_PER_INTRODUCTION` sections comes one in which the model introduces itself.
+    Some conversations open with a system prompt, some go on for another turn or more; after every
+    `SECTIONS_PER_INTRODUCTION` sections comes one in which the model introduces itself.
     """
     for number, section in enumerate(sections):
-        for turns in _section_turns(section, rng):
-            yield _with_system_prompt(turns, rng)
+        yield _with_system_prompt(_section_turns(section, rng), rng)
         if number % SECTIONS_PER_INTRODUCTION == 0:
             yield _with_system_prompt(_introduction(rng), rng)
 
 
-def _section_turns(section: Section, rng: np.random.Generator) -> Iterator[Conversation]:
-    """Conversations that walk through a section: each starts where the answers of the one before ended."""
-    start = 0
-    while start < len(section.sentences):
-        answer, start_next = _answer(section.sentences, start, rng)
-        turns = _exchange(_question(section, start, rng), answer)
-        start = start_next
-        if start < len(section.sentences) and rng.random() < FOLLOW_UP_PROBABILITY:
-            answer, start = _answer(section.sentences, start, rng)
-            turns += _exchange(_pick(FOLLOW_UPS, rng), answer)
-        yield turns
+def _section_turns(section: Section, rng: np.random.Generator) -> Conversation:
+    """Asks about the heading, then perhaps for more; each answer starts where the one before ended.
+
+    The first question has one answer only: with several, the model would learn that the question does not matter.
+    """
+    answer, start = _answer(section.sentences, 0, rng)
+    turns = _exchange(_pick(QUESTIONS, rng).format(topic=_topic(section.heading, rng)), answer)
+    while start < len(section.sentences) and rng.random() < FOLLOW_UP_PROBABILITY:
+        answer, start = _answer(section.sentences, start, rng)
+        turns += _exchange(_pick(FOLLOW_UPS, rng), answer)
+    return turns
 
 
 def _answer(sentences: tuple[str, ...], start: int, rng: np.random.Generator) -> tuple[str, int]:
@@ -110,16 +109,6 @@ def _answer(sentences: tuple[str, ...], start: int, rng: np.random.Generator) ->
     while stop < stop_max and len(" ".join(sentences[start : stop + 1])) <= ANSWER_CHARACTERS_MAX:
         stop += 1
     return " ".join(sentences[start:stop]), stop
-
-
-def _question(section: Section, start: int, rng: np.random.Generator) -> str:
-    """What a user might say to get the sentences from `start` on: a question first, later the sentence before them.
-
-    A question has one answer only: with several, the model would learn that the question does not matter.
-    """
-    if start:
-        return section.sentences[start - 1]
-    return _pick(QUESTIONS, rng).format(topic=_topic(section.heading, rng))
 
 
 def _topic(heading: str, rng: np.random.Generator) -> str:

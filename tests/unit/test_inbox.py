@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from uuid import UUID, uuid4
+
+import pytest
+
+from api import inbox as inbox_module
+from api.inbox import BUFFERED_BYTES_MAX, Aborted, ConsumerGone, Inbox, InboxOverflow, MachineLost, Switchboard
+from domain.dispatch import Refused
+from domain.protocol import InferenceAccepted, InferenceResponseChunk, Sealed
+
+JOB = "7d1c2b1e-0000-4000-8000-000000000001"
+REQUEST = UUID(JOB)
+SOON_SECONDS = 20.0
+
+
+def chunk(size: int) -> InferenceResponseChunk:
+    return InferenceResponseChunk(JOB, Sealed("key", "x" * size))
+
+
+def notice(request_id: UUID = REQUEST) -> Refused:
+    return Refused(request_id=request_id, attempt=1, reason="ended")
+
+
+class TestOrder:
+    async def test_items_come_out_in_the_order_in_which_they_came(self) -> None:
+        inbox = Inbox()
+        items = [InferenceAccepted(JOB), chunk(1), MachineLost(JOB), notice(), ConsumerGone(), Aborted()]
+        for item in items:
+            inbox.put(item)
+        assert [await inbox.get(SOON_SECONDS) for _ in items] == items
+
+    async def test_a_reader_that_waits_is_woken(self) -> None:
+        inbox = Inbox()
+        reading = asyncio.create_task(inbox.get(SOON_SECONDS))
+        await asyncio.sleep(0)
+        assert not reading.done()
+        inbox.put(ConsumerGone())
+        inbox.put(Aborted())
+        assert await reading == ConsumerGone()
+        assert await inbox.get(SOON_SECONDS) == Aborted()
+
+    async def test_a_reader_waits_again_after_it_was_woken(self) -> None:
+        inbox = Inbox()
+        for item in (ConsumerGone(), Aborted(), InferenceAccepted(JOB)):
+            reading = asyncio.create_task(inbox.get(SOON_SECONDS))
+            await asyncio.sleep(0)
+            inbox.put(item)
+            assert await reading == item
+
+
+class TestTime:
+    async def test_nothing_in_time_is_a_timeout(self) -> None:
+        with pytest.raises(TimeoutError):
+            await Inbox().get(0.001)
+
+    async def test_without_any_patience_only_what_is_there_counts(self) -> None:
+        inbox = Inbox()
+        with pytest.raises(TimeoutError):
+            await inbox.get(0)
+        inbox.put(Aborted())
+        assert await inbox.get(0) == Aborted()
+
+    async def test_what_comes_after_a_timeout_is_not_lost(self) -> None:
+        inbox = Inbox()
+        with pytest.raises(TimeoutError):
+            await inbox.get(0.001)
+        inbox.put(ConsumerGone())
+        inbox.put(Aborted())
+        assert [await inbox.get(0), await inbox.get(0)] == [ConsumerGone(), Aborted()]
+
+    async def test_a_reader_that_is_cancelled_loses_nothing(self) -> None:
+        inbox = Inbox()
+        reading = asyncio.create_task(inbox.get(SOON_SECONDS))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        inbox.put(Aborted())
+        assert await inbox.get(0) == Aborted()
+
+
+class TestOverflow:
+    async def test_as_much_as_may_be_buffered_is_read(self) -> None:
+        inbox = Inbox()
+        for _ in range(4):
+            inbox.put(chunk(BUFFERED_BYTES_MAX // 4))
+        assert [await inbox.get(0) for _ in range(4)] == [chunk(BUFFERED_BYTES_MAX // 4)] * 4
+
+    async def test_one_byte_more_is_an_overflow(self) -> None:
+        inbox = Inbox()
+        inbox.put(chunk(BUFFERED_BYTES_MAX))
+        inbox.put(chunk(1))
+        with pytest.raises(InboxOverflow):
+            await inbox.get(0)
+
+    async def test_what_was_read_makes_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inbox_module, "BUFFERED_BYTES_MAX", 100)
+        inbox = Inbox()
+        for _ in range(50):
+            inbox.put(chunk(60))
+            assert await inbox.get(0) == chunk(60)
+        inbox.put(chunk(60))
+        inbox.put(chunk(60))
+        with pytest.raises(InboxOverflow):
+            await inbox.get(0)
+
+    async def test_only_sealed_output_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inbox_module, "BUFFERED_BYTES_MAX", 1)
+        inbox = Inbox()
+        for _ in range(10):
+            inbox.put(InferenceAccepted(JOB))
+            inbox.put(InferenceResponseChunk(JOB, data="plaintext that is refused anyway"))
+        assert await inbox.get(0) == InferenceAccepted(JOB)
+
+    async def test_writers_never_wait(self) -> None:
+        inbox = Inbox()
+        for _ in range(3):
+            inbox.put(chunk(BUFFERED_BYTES_MAX))
+        with pytest.raises(InboxOverflow):
+            await inbox.get(0)
+
+
+class TestSwitchboard:
+    async def test_a_notice_finds_the_inbox_of_its_request(self) -> None:
+        board = Switchboard()
+        inbox, other = board.open(REQUEST), board.open(uuid4())
+        assert board.hand_over(notice())
+        assert await inbox.get(SOON_SECONDS) == notice()
+        with pytest.raises(TimeoutError):
+            await other.get(0)
+        assert len(board) == 2
+
+    async def test_a_notice_may_come_from_another_thread(self) -> None:
+        board = Switchboard()
+        inbox = board.open(REQUEST)
+        thread = threading.Thread(target=board.hand_over, args=(notice(),))
+        thread.start()
+        assert await inbox.get(SOON_SECONDS) == notice()
+        thread.join()
+
+    async def test_nobody_waits_for_a_request_that_is_closed_or_was_never_here(self) -> None:
+        board = Switchboard()
+        assert not board.hand_over(notice())
+        board.open(REQUEST)
+        board.close(REQUEST)
+        board.close(REQUEST)
+        assert not board.hand_over(notice())
+        assert len(board) == 0
+
+    def test_a_loop_that_is_gone_takes_nothing(self) -> None:
+        board = Switchboard()
+
+        async def open_one() -> None:
+            board.open(REQUEST)
+
+        asyncio.run(open_one())
+        assert not board.hand_over(notice())
+
+    async def test_a_stopping_gateway_tells_every_open_request(self) -> None:
+        board = Switchboard()
+        inboxes = [board.open(uuid4()) for _ in range(3)]
+        board.abort_all()
+        assert [await inbox.get(0) for inbox in inboxes] == [Aborted()] * 3
