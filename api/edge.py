@@ -77,7 +77,7 @@ class Edge:
             access_log.info(
                 "%s %s %d %.1f ms id=%s",
                 scope["method"],
-                scope["path"],
+                _printable(scope["path"]),
                 status,
                 (time.perf_counter() - started) * 1000,
                 request_id,
@@ -98,6 +98,11 @@ class Edge:
             answer["Access-Control-Allow-Headers"] = ", ".join((_ALLOWED_HEADERS, *_stainless(request)))
             answer["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
             answer["Access-Control-Max-Age"] = "600"
+
+
+def _printable(path: str) -> str:
+    """A path as it may stand in a log line: short, and unable to begin another one."""
+    return "".join(character if character.isprintable() else "?" for character in path[:200])
 
 
 def _stainless(request: Headers) -> list[str]:

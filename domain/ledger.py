@@ -280,7 +280,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         if request.end is not None:
             return request.end
         admission, job = request.admission, request.jobs.get(self.job_id)
-        if admission is None or job is None or self.job_id in request.failed:
+        if admission is None or admission.account_id != self.account_id or job is None or self.job_id in request.failed:
             raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
         if min(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.completion_bound) < 0:
             raise Conflict("counts of tokens are never below zero")
@@ -398,7 +398,7 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
         request = unit.get(InferenceRequest, str(self.request_id))
         if request.end is not None:
             return request.end
-        if request.admission is None:
+        if request.admission is None or request.admission.account_id != self.account_id:
             raise UnknownRequest
         _record_failures(unit, request, self.failures)
         unit.record(

@@ -27,6 +27,12 @@ STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^<>&\u2028\u2029\x00-\x1f\x7f]+$")]
+"""Two encoders write the excluded characters in two ways, which would break a signature over them (attestation, 6.2)."""
+
+ENTRIES_MAX = 64
+"""Models of a registration, and slots of a heartbeat."""
+
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 
 
@@ -53,7 +59,7 @@ class Hardware(msgspec.Struct, frozen=True):
 class OfferedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     """One model that the machine serves. ``weight_hash`` is the fingerprint over its files."""
 
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    id: ModelId
     size_bytes: Count
     model_type: ShortText
     quantization: ShortText
@@ -88,10 +94,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class SessionStats(msgspec.Struct, frozen=True):
-    """Counters since the agent process started."""
+    """Counters since the agent process started. What is below zero counts as nothing."""
 
-    requests_served: Count = 0
-    tokens_generated: Count = 0
+    requests_served: int = 0
+    tokens_generated: int = 0
 
 
 class SystemMetrics(msgspec.Struct, frozen=True):
@@ -116,7 +122,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class BackendCapacity(msgspec.Struct, frozen=True):
-    slots: tuple[Slot, ...] = ()
+    slots: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=ENTRIES_MAX)] = ()
     gpu_memory_active_gb: float = 0.0
     gpu_memory_peak_gb: float = 0.0
     gpu_memory_cache_gb: float = 0.0
@@ -128,7 +134,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"
     its signature covers them."""
 
     hardware: Hardware
-    models: tuple[OfferedModel, ...]
+    models: Annotated[tuple[OfferedModel, ...], msgspec.Meta(max_length=ENTRIES_MAX)]
     backend: ShortText
     version: ShortText = ""
     public_key: Annotated[str, msgspec.Meta(max_length=64)] = ""

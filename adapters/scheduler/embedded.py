@@ -158,4 +158,6 @@ class _DelayLine:
             try:
                 self._hand_over(message)
             except QueueIsFull:
-                self.add(due_at + 1.0, message)
+                # It had its place in this line already, so the bound does not apply to it.
+                with self._changed:
+                    heapq.heappush(self._due, (due_at + 1.0, next(self._order), message))

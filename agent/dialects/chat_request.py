@@ -25,6 +25,7 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "assistant": "assistant",
     "tool": "tool",
+    "function": "tool",
 }
 
 _NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
@@ -138,6 +139,8 @@ def _message(number: int, message: _Message) -> ChatMessage:
     for name in ("tool_calls", "function_call"):
         if getattr(message, name):
             raise JobRefused(f"messages[{number}].{name}: not supported by this machine")
+    if message.content is None and role == "assistant":
+        return ChatMessage(role, "")
     if message.content is None:
         raise JobRefused(f"messages[{number}].content: missing")
     if isinstance(message.content, str):

@@ -88,7 +88,7 @@ async def _model_of(chat: ChatRequest, coordinator: Coordinator) -> CatalogModel
     found = coordinator.catalog.get(chat.model)
     if found is not None:
         return found
-    if coordinator.catalog.open_to_unlisted:
+    if coordinator.catalog.open_to_unlisted and chat.model.isprintable():
         for machine in await coordinator.fleet.offers(chat.model):
             return coordinator.catalog.unlisted(chat.model, machine.context_lengths.get(chat.model, 0))
     raise ModelNotFound(param="model")

@@ -17,6 +17,7 @@ ROUTING_OUTPUT_TOKENS = 256
 """What routing assumes of a request that names no limit."""
 
 STOP_SEQUENCES_MAX = 4
+STOP_CHARACTERS_MAX = 1_024
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _PROMPT_MEMBERS = ("messages", "system", "instructions", "input", "prompt", "tools")
@@ -33,6 +34,7 @@ _NOT_FORWARDED = frozenset(
         "provider_serials",
         "min_trust",
         "stream_options",
+        "endpoint",
     }
 )
 
@@ -68,14 +70,15 @@ def parse_chat(body: dict[str, Any]) -> ChatRequest:
     options = body.get("stream_options") or {}
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
+    prompt_bytes = sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None)
     return ChatRequest(
         body=body,
         model=model,
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
         output_limit=next((body[name] for name in _OUTPUT_LIMITS if body.get(name)), None),
-        prompt_bytes=sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None),
-        prompt_estimate=max(1, _size_of(body["messages"]) // 4),
+        prompt_bytes=prompt_bytes,
+        prompt_estimate=max(1, prompt_bytes // 4),
         message_count=len(body["messages"]),
         stop_bytes=max((len(text.encode()) for text in stops), default=0),
     )
@@ -107,6 +110,9 @@ def _check_messages(messages: Any) -> None:
 
 
 def _check_content(index: int, message: dict[str, Any]) -> None:
+    for name in ("tool_calls", "function_call"):
+        if message.get(name):
+            raise InvalidRequest(f"messages[{index}].{name}: tools are not supported here.", param="messages")
     content = message.get("content")
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
@@ -154,9 +160,12 @@ def _stop(name: str, value: Any) -> None:
     if (
         not isinstance(texts, list)
         or len(texts) > STOP_SEQUENCES_MAX
-        or not all(isinstance(text, str) and text for text in texts)
+        or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
     ):
-        raise InvalidRequest(f"'stop' must be a text or up to {STOP_SEQUENCES_MAX} texts, none empty.", param=name)
+        raise InvalidRequest(
+            f"'stop' must be a text or up to {STOP_SEQUENCES_MAX} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
+            param=name,
+        )
 
 
 def _stream_options(name: str, value: Any) -> None:
@@ -166,14 +175,11 @@ def _stream_options(name: str, value: Any) -> None:
         _boolean("stream_options", value["include_usage"])
 
 
-def _response_format(name: str, value: Any) -> None:
-    if not isinstance(value, dict) or value.get("type") != "text":
-        raise InvalidRequest("Only the response format 'text' is supported here.", param=name)
+def _only(neutral: tuple[Any, ...], what: str) -> Callable[[str, Any], None]:
+    """Lets through what asks for nothing."""
 
-
-def _only(default: Any, what: str) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
-        if value != default or isinstance(value, bool) != isinstance(default, bool):
+        if value not in neutral:
             raise InvalidRequest(f"{what} not supported here; leave '{name}' out.", param=name)
 
     return check
@@ -189,17 +195,25 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "seed": _seed,
     "frequency_penalty": _number(-2, 2),
     "presence_penalty": _number(-2, 2),
-    "response_format": _response_format,
-    "n": _only(1, "More than one choice is"),
-    "logprobs": _only(False, "Log probabilities are"),
-    "top_logprobs": _only(0, "Log probabilities are"),
-    "logit_bias": _only({}, "Token biases are"),
-    "tools": _only([], "Tools are"),
-    "tool_choice": _only("none", "Tools are"),
-    "functions": _only([], "Functions are"),
-    "function_call": _only("none", "Functions are"),
-    "audio": _only(None, "Audio output is"),
-    "provider_serial": _only(None, "Choosing a machine is"),
-    "provider_serials": _only(None, "Choosing a machine is"),
-    "min_trust": _only(None, "Choosing a trust level is"),
+    "n": _only((1,), "More than one choice is"),
+    "best_of": _only((1,), "More than one choice is"),
+    "response_format": _only(({"type": "text"},), "A response format other than plain text is"),
+    "logprobs": _only((False, 0), "Log probabilities are"),
+    "top_logprobs": _only((0,), "Log probabilities are"),
+    "logit_bias": _only(({},), "Token biases are"),
+    "tools": _only(([],), "Tools are"),
+    "tool_choice": _only(("none", "auto"), "Tools are"),
+    "functions": _only(([],), "Functions are"),
+    "function_call": _only(("none", "auto"), "Functions are"),
+    "modalities": _only((["text"],), "Output other than text is"),
+    "audio": _only((), "Audio output is"),
+    "prediction": _only((), "Predicted output is"),
+    "web_search_options": _only((), "Web search is"),
+    "reasoning_effort": _only(("none",), "Reasoning effort is"),
+    "top_k": _only((0, -1), "Top-k sampling is"),
+    "min_p": _only((0,), "Min-p sampling is"),
+    "repetition_penalty": _only((1,), "A repetition penalty is"),
+    "provider_serial": _only((), "Choosing a machine is"),
+    "provider_serials": _only((), "Choosing a machine is"),
+    "min_trust": _only((), "Choosing a trust level is"),
 }

@@ -70,9 +70,8 @@ def rfc3339(moment: datetime) -> str:
 
 
 def _limit(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= USAGE_LIMIT_MAX:
-        return int(text)
-    return USAGE_LIMIT_DEFAULT
+    asked = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
+    return asked if 1 <= asked <= USAGE_LIMIT_MAX else USAGE_LIMIT_DEFAULT
 
 
 def _cursor(position: int) -> str:
@@ -84,6 +83,6 @@ def _position(cursor: str) -> int:
         return _NEWEST
     try:
         text = base64.urlsafe_b64decode(cursor[:64] + "=" * (-len(cursor[:64]) % 4)).decode("ascii")
-        return min(int(text), _NEWEST)
+        return max(0, min(int(text), _NEWEST))
     except (binascii.Error, ValueError):
         raise InvalidRequest("'cursor' is not one that this endpoint gave out.", param="cursor") from None

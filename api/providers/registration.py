@@ -21,6 +21,7 @@ DECODE_TPS_MAX = 500.0
 PREFILL_TPS_MAX = 5_000.0
 BANDWIDTH_GBS_MAX = 2_000.0
 MEMORY_GB_MAX = 1_024.0
+CORES_MAX = 4_096
 TOKENS_POTENTIAL_MAX = 1_000_000
 
 
@@ -144,6 +145,6 @@ def hardware_facts(register: Register) -> dict[str, str | int]:
         "chip_family": hardware.chip_family[:20],
         "chip_tier": hardware.chip_tier[:20],
         "memory_gb": int(clamp(hardware.memory_gb, MEMORY_GB_MAX)),
-        "cpu_cores": max(0, hardware.cpu_cores.total),
-        "gpu_cores": max(0, hardware.gpu_cores),
+        "cpu_cores": int(clamp(hardware.cpu_cores.total, CORES_MAX)),
+        "gpu_cores": int(clamp(hardware.gpu_cores, CORES_MAX)),
     }

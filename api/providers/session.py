@@ -51,6 +51,7 @@ from domain.routing import Candidate, Demand, Load, Policy, Snapshot, reasons_ag
 log = logging.getLogger(__name__)
 
 STRIKES_MAX = 3
+COUNTED_MAX = 2**53
 CONTROL_WRITE_SECONDS = 5.0
 CONNECTION_LOST = "connection lost"
 REPLACED = "replaced by new connection from same device"
@@ -90,6 +91,7 @@ class ProviderSession:
         self._challenge_passed_at = 0.0
         self._strikes = 0
         self._untrusted = ""
+        self._usable_key = register.public_key if around.sealing.is_key(register.public_key) else ""
         self._verdict: TrustStatus | None = None
         self._close_reason = CONNECTION_LOST
 
@@ -232,8 +234,8 @@ class ProviderSession:
         if first is None or last is None:
             return 0, 0
         return (
-            max(0, last.requests_served - first.requests_served),
-            max(0, last.tokens_generated - first.tokens_generated),
+            min(max(0, last.requests_served - first.requests_served), COUNTED_MAX),
+            min(max(0, last.tokens_generated - first.tokens_generated), COUNTED_MAX),
         )
 
     # --- challenges ----------------------------------------------------------------------------------------------
@@ -329,13 +331,12 @@ class ProviderSession:
         register, heartbeat = self._register, self._heartbeat
         metrics = heartbeat.system_metrics if heartbeat else protocol.SystemMetrics()
         capacity = heartbeat.backend_capacity if heartbeat else None
-        usable_key = self._around.sealing.is_key(register.public_key)
         return Snapshot(
             session_id=self.session_id,
             machine_id=self.identity.machine_id,
             gateway_id=str(self._around.gateway.gateway_id),
             account_id=self._account_id,
-            provider_key=register.public_key if usable_key else "",
+            provider_key=self._usable_key,
             trust_level=self.identity.trust_level,
             untrusted=bool(self._untrusted),
             draining=self._around.drained() or (heartbeat is not None and heartbeat.status == "draining"),

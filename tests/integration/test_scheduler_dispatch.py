@@ -190,6 +190,28 @@ async def test_many_requests_at_once_fill_every_slot_once_and_the_rest_waits(
     assert_books_are_sound(look)
 
 
+async def test_a_machine_that_filled_up_since_it_was_looked_at_is_passed_over(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = {(await announced(gateway, capacity=1)).session_id for _ in range(2)}
+    claim, faster = scene.fleet.claim, scene.asked()
+
+    def somebody_is_faster(wanted: DispatchJob, session_id: str, *, seconds: float) -> bool:
+        if not claims(look):
+            assert claim(faster, session_id, seconds=seconds)
+        return claim(wanted, session_id, seconds=seconds)
+
+    monkeypatch.setattr(scene.fleet, "claim", somebody_is_faster)
+    wanted = scene.asked(may_wait=False)
+
+    [notice] = await dispatched(scene, wanted)
+
+    assert isinstance(notice, Assigned)
+    assert set(claims(look)) == {(faster.request_id, 1), (wanted.request_id, 1)}
+    assert set(claims(look).values()) == machines
+    assert_counters_are_true(look)
+
+
 async def test_excluded_machines_are_not_chosen(scene: SchedulerScene, gateway: GatewayFleet, look: Connection) -> None:
     failed = await announced(gateway, capacity=5, decode_tps=10_000.0, prefill_tps=40_000.0)
     other = await announced(gateway, capacity=5)

@@ -131,17 +131,18 @@ def test_of_a_settlement_and_a_release_at_the_same_time_one_wins_for_both(ledger
     assert_books_are_sound(look)
 
 
-def busy(writer: LedgerWriter, consumer: str, events: int) -> None:
-    """Append so many events that change the consumer's wallet or nothing that anybody knows."""
-    while events >= 2:
-        writer.execute(grant(consumer, 1))
-        events -= 2
-    if events:
+def write(writer: LedgerWriter, consumer: str, request_id: UUID, events: int) -> None:
+    """Append so many events; from two on, the last two end the request."""
+    if events % 2:
         writer.execute(OpenAccount(account_id=account("somebody")))
+    for _ in range(events // 2 - 1):
+        writer.execute(grant(consumer, 1))
+    if events >= 2:
+        writer.execute(release(consumer, request_id))
 
 
 @pytest.mark.parametrize("events_behind", [1, 2, 3, 4, 5, 6, 11])
-def test_a_writer_that_fell_behind_is_right_about_the_balance(
+def test_a_writer_that_fell_behind_is_right_about_balance_and_request(
     ledger: str, look: Connection, monkeypatch: pytest.MonkeyPatch, events_behind: int
 ) -> None:
     # Given a writer that reads no more than 4 events of the log's tail, and has a wallet and a request in its cache
@@ -151,19 +152,19 @@ def test_a_writer_that_fell_behind_is_right_about_the_balance(
         behind.execute(grant(consumer, 100))
         behind.execute(admit(consumer, 100, request_id))
         behind.execute(dispatch(request_id))
-        # When another writer has written more than that
-        busy(ahead, consumer, events_behind)
+        # When another writer has written more than that, or less
+        write(ahead, consumer, request_id, events_behind)
         now = balance_of(look, consumer)
         # Then it decides on the truth all the same,
+        ended = isinstance(behind.execute(settle(consumer, request_id, 40)), RequestReleased)
+        assert ended == (events_behind >= 2)
+        left = now if ended else 60
         with pytest.raises(InsufficientFunds):
-            behind.execute(admit(consumer, now + 1))
-        if now:
-            behind.execute(admit(consumer, now))
-        behind.execute(settle(consumer, request_id, 40))
-        # and so does the other one, which now is behind as far.
+            behind.execute(admit(consumer, left + 1))
+        assert behind.execute(admit(consumer, left)).reserved == left
+        # and so does the other one, which now is behind as well.
         with pytest.raises(InsufficientFunds):
-            ahead.execute(admit(consumer, 61))
-        assert ahead.execute(admit(consumer, 60)).reserved == 60
+            ahead.execute(admit(consumer, 1))
     assert_books_are_sound(look)
 
 

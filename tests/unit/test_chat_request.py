@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.dialects import chat_request as agent_chat_request
 from api.consumer.chat_request import body_for_machine, parse_chat
 from domain.errors import InvalidRequest
 
@@ -362,3 +363,40 @@ class TestTheBodyForTheMachine:
         before = json.dumps(original)
         body_for_machine(parse_chat(original), 77)
         assert json.dumps(original) == before
+
+    def test_a_consumer_cannot_say_which_endpoint_a_machine_should_take_it_for(self) -> None:
+        assert "endpoint" not in self.sent(endpoint="/v1/messages")
+
+
+class TestAgainstTheAgent:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"stream": True, "stream_options": {"include_usage": True}, "stop": ["a", "b"], "seed": 2**63 - 1},
+            {"temperature": 0, "top_p": 1e-300, "frequency_penalty": -2, "presence_penalty": 2},
+            {"messages": [{"role": "developer", "content": [{"type": "text", "text": "x"}]}]},
+            {"messages": [{"role": "tool", "content": "42", "tool_call_id": "call"}]},
+            {"messages": [{"role": "function", "content": "42", "name": "f"}]},
+            {"messages": [{"role": "assistant", "content": None}]},
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call"}]}]},
+            {"n": 1.0, "logprobs": False, "top_logprobs": 0, "logit_bias": {}, "tools": [], "tool_choice": "none"},
+            {"response_format": {"type": "text", "schema": {}}},
+            {"stop": "x" * 2_000},
+            {"reasoning_effort": "high"},
+            {"modalities": ["text", "audio"]},
+            {"prediction": {"type": "content", "content": "x"}},
+            {"web_search_options": {}},
+            {"best_of": 3},
+            {"top_k": 5},
+            {"min_p": 0.1},
+            {"repetition_penalty": 1.2},
+            {"endpoint": "/v1/messages"},
+        ],
+        ids=lambda changes: ",".join(changes) or "plain",
+    )
+    def test_what_the_gateway_lets_through_the_agent_can_do(self, changes: dict[str, Any]) -> None:
+        # What the agent cannot do must be refused here, by its name: later it is an error without one, after a hold.
+        with contextlib.suppress(InvalidRequest):
+            request = parse_chat(body(**changes))
+            agent_chat_request.parse(body_for_machine(request, 77))
