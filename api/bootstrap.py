@@ -182,7 +182,8 @@ def gateway_app(
                 settings.internal_url,
                 seconds=settings.lease_seconds,
                 renew_seconds=settings.lease_renew_seconds,
-                on_lost=lambda: app.state.coordinator.lease_lost(),  # noqa: PLW0108  # the coordinator comes later
+                on_lost=lambda: app.state.coordinator.suspend(),  # noqa: PLW0108  # the coordinator comes later
+                on_renamed=lambda: app.state.coordinator.resume(),  # noqa: PLW0108  # the same
             )
             app.state.coordinator = Coordinator(
                 ledger=writer,
@@ -201,7 +202,7 @@ def gateway_app(
             )
             if owns_database:
                 await lease.end_all()
-            await lease.take()
+            await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
             keeping = asyncio.create_task(lease.keep())
             stack.callback(keeping.cancel)

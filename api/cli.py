@@ -158,7 +158,6 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
     settings = _settings(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            migrate.require_current(dsn)
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account_id, account_id=account_id))
             if amount:
                 reference = secrets.token_hex(16)

@@ -15,13 +15,15 @@ from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
-from domain.errors import DarkbloomError
+from domain.errors import DarkbloomError, ServiceUnavailable
 from domain.routing import Policy
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
 END_RETRY_SECONDS_MAX = 30.0
+LATE_ENDS_SECONDS = 2.0
+"""How long a stopping gateway waits for ends that it could not hand over yet; the sweeper has them otherwise."""
 
 
 class Limits(Protocol):
@@ -66,6 +68,7 @@ class Coordinator:
         self.internal_secret = internal_secret
         self.registry = MachineRegistry()
         self.draining = False
+        self.suspended = False
         self.keep_alive_seconds = KEEP_ALIVE_SECONDS
         self._gateway = gateway
         self._late_ends: set[asyncio.Task[None]] = set()
@@ -111,14 +114,26 @@ class Coordinator:
         while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         self.switchboard.abort_all()
-        for session in self.registry.all():
-            await session.close(1012, "this gateway is stopping; connect again")
+        reason = "this gateway is stopping; connect again"
+        await asyncio.gather(*(session.close(1012, reason) for session in self.registry.all()))
+        if self._late_ends:
+            await asyncio.wait(self._late_ends, timeout=LATE_ENDS_SECONDS)
 
-    async def lease_lost(self) -> None:
-        """Others may already have ended what was open here; go on as a gateway of a new name."""
+    def suspend(self) -> None:
+        """The lease is lost, and others may already have ended what is open here: abort it and take nothing new."""
+        self.suspended = True
         self.switchboard.abort_all()
+
+    async def resume(self) -> None:
+        """Go on as a gateway of a new name."""
+        self.suspended = False
         for session in self.registry.all():
             await session.announce()
+
+    def require_open(self) -> None:
+        """Raises ServiceUnavailable while nothing new can be taken."""
+        if self.draining or self.suspended:
+            raise ServiceUnavailable
 
     def _machine_link(self, session_id: str) -> MachineLink | None:
         return self.registry.find(session_id)

@@ -42,37 +42,72 @@ class InboxOverflow(Exception):
 
 
 class Inbox:
-    """A queue with one reader. Writers never wait."""
+    """A queue with one reader. Writers never wait; output beyond the bound is dropped, and the reader is told."""
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._buffered_bytes = 0
+        self._overflowed = False
+        self._muted = False
         self._wake: asyncio.Future[None] | None = None
 
     def put(self, item: Item) -> None:
-        if isinstance(item, InferenceResponseChunk) and item.encrypted_data is not None:
-            self._buffered_bytes += len(item.encrypted_data.ciphertext)
-        self._items.append(item)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        size = _size_of(item)
+        if size and self._muted:
+            return
+        if size and self._items and self._buffered_bytes + size > BUFFERED_BYTES_MAX:
+            self._overflowed = True
+        else:
+            self._buffered_bytes += size
+            self._items.append(item)
+        self._wake_reader()
+
+    def interrupt(self, item: ConsumerGone | Aborted) -> None:
+        """Put what makes everything that waits pointless."""
+        self._items.appendleft(item)
+        self._wake_reader()
+
+    def mute(self) -> None:
+        """Drop output, waiting and to come: only how the answer ends is still of interest."""
+        self._muted, self._overflowed, self._buffered_bytes = True, False, 0
+        self._items = deque(item for item in self._items if not _size_of(item))
+
+    def forget(self, job_id: str) -> None:
+        """Drop what waits of an attempt that is over."""
+        kept = [item for item in self._items if getattr(item, "request_id", None) != job_id]
+        self._items = deque(kept)
+        self._buffered_bytes = sum(_size_of(item) for item in kept)
+        self._overflowed = False
 
     async def get(self, timeout_seconds: float) -> Item:
         """The next item.
 
         Raises:
-            TimeoutError: none came in time.
-            InboxOverflow: too much waits to be read.
+            TimeoutError: none came in time, or there is no time left.
+            InboxOverflow: output was dropped because it was not read.
         """
-        if not self._items:
+        if timeout_seconds <= 0:
+            raise TimeoutError
+        if not (self._items or self._overflowed):
             self._wake = asyncio.get_running_loop().create_future()
             async with asyncio.timeout(timeout_seconds):
                 await self._wake
-        if self._buffered_bytes > BUFFERED_BYTES_MAX:
+        if self._overflowed:
             raise InboxOverflow
         item = self._items.popleft()
-        if isinstance(item, InferenceResponseChunk) and item.encrypted_data is not None:
-            self._buffered_bytes -= len(item.encrypted_data.ciphertext)
+        self._buffered_bytes -= _size_of(item)
         return item
+
+    def _wake_reader(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+def _size_of(item: Item) -> int:
+    """The bytes of output that an item holds."""
+    if not isinstance(item, InferenceResponseChunk):
+        return 0
+    return 1 + len(item.data) + (len(item.encrypted_data.ciphertext) if item.encrypted_data else 0)
 
 
 class Switchboard:
@@ -103,7 +138,7 @@ class Switchboard:
 
     def abort_all(self) -> None:
         for inbox in self._open():
-            inbox.put(Aborted())
+            inbox.interrupt(Aborted())
 
     def _open(self) -> Iterator[Inbox]:
         yield from list(self._inboxes.values())

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import msgspec
 
+PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
+
 COORDINATOR_INBOUND_BYTES_MAX = 10 * 1024 * 1024
 """A larger frame from a provider closes its connection."""
 
@@ -27,8 +29,10 @@ STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^<>&\u2028\u2029\x00-\x1f\x7f]+$")]
-"""Two encoders write the excluded characters in two ways, which would break a signature over them (attestation, 6.2)."""
+_PLAIN = r"^[^<>&\u2028\u2029\x00-\x1f\x7f]+$"
+
+ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=_PLAIN)]
+"""Encoders write the excluded characters in two ways, which would break a signature over them (attestation, 6.2)."""
 
 ENTRIES_MAX = 64
 """Models of a registration, and slots of a heartbeat."""
@@ -274,14 +278,14 @@ def encode(message: FromProvider | FromCoordinator) -> str:
 def decode_from_provider(frame: str | bytes) -> FromProvider:
     try:
         return _from_provider.decode(frame)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise MalformedMessage(_without_values(error)) from None
 
 
 def decode_from_coordinator(frame: str | bytes) -> FromCoordinator:
     try:
         return _from_coordinator.decode(frame)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise MalformedMessage(_without_values(error)) from None
 
 

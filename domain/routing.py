@@ -72,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     machine_model: str
     signing_key: str
     quantization: dict[str, str]
+    secure_enclave: bool = False
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -15,15 +15,16 @@ from models.errors import WrittenModelDiffers
 from models.vocabulary import CONTEXT_TOKENS, CONTROL_TOKENS, END, VOCABULARY_SIZE, write_tokenizer
 
 END_ID = CONTROL_TOKENS.index(END)
+# Wide and shallow: on a CPU, two broad layers learn more in the same time than four narrow ones.
 MODEL_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 24,
+    "head_dim": 32,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,

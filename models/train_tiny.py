@@ -21,14 +21,14 @@ from models.samples import Samples, build_samples
 from models.vocabulary import train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STEPS_DEFAULT = 700
+STEPS_DEFAULT = 1500
 TOKENS_PER_STEP = 1024
-# Short rows are cheap and hold a usual conversation; the long ones teach the later positions.
-ROW_TOKENS = (128, 128, 128, 512)
-LEARNING_RATE_PEAK = 6e-3
+# Short rows are cheap and hold a usual conversation; the long one teaches the later positions.
+ROW_TOKENS = (128,) * 7 + (1024,)
+LEARNING_RATE_PEAK = 1e-2
 WARM_UP_SHARE = 0.05
 GRADIENT_NORM_MAX = 1.0
-STEPS_PER_REPORT = 25
+STEPS_PER_REPORT = 50
 
 
 @click.command()

@@ -108,7 +108,17 @@ class ProjectionRunner:
         """Apply one page to every projection; whether anything moved."""
         row = connection.execute(HEAD).fetchone()
         assert row is not None
-        return any([self._advance(connection, projection, row[0]) for projection in self._projections])
+        return any([self._try_to_advance(connection, projection, row[0]) for projection in self._projections])
+
+    def _try_to_advance(self, connection: Connection, projection: Projection, head: int) -> bool:
+        """One projection that cannot go on stops neither the others nor its own next try."""
+        try:
+            return self._advance(connection, projection, head)
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001  # an event of a newer build, a defect of one projection
+            log.error("%s cannot go on: %s", projection.name, type(error).__name__)
+            return False
 
     def _advance(self, connection: Connection, projection: Projection, head: int) -> bool:
         with connection.transaction():

@@ -11,9 +11,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from adapters.postgres import sql
 from adapters.postgres.pool import AsyncConnection, connection_of
+from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 API_KEY_PREFIX = "eigeninference-"
-PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
 
 
 class NewKey(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,18 +12,30 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from domain.errors import ServiceUnavailable
 
+KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""A server that vanished without a word is noticed within half a minute."""
+
+_checks: set[asyncio.Task[None]] = set()
+
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
 def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
     """A pool for threads; every statement is its own transaction unless one is begun."""
-    return ConnectionPool(dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=True, timeout=10.0)
+    return ConnectionPool(
+        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True} | KEEPALIVE, open=True, timeout=10.0
+    )
 
 
 def make_async_pool(dsn: str, *, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
     """The same for one event loop; the caller opens it there."""
     return AsyncConnectionPool(
-        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True}, open=False, timeout=10.0
+        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True} | KEEPALIVE, open=False, timeout=10.0
     )
 
 
@@ -36,5 +49,9 @@ async def connection_of(pool: AsyncConnectionPool[AsyncConnection]) -> AsyncGene
     try:
         async with pool.connection() as connection:
             yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+    except (psycopg.Error, PoolTimeout) as error:
+        # After a restart of the server every pooled connection is dead; find that out once, and not once a request.
+        check = asyncio.create_task(pool.check())
+        _checks.add(check)
+        check.add_done_callback(_checks.discard)
         raise ServiceUnavailable("The database does not answer just now; try again.") from error

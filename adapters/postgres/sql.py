@@ -83,10 +83,11 @@ ANNOUNCE_MACHINE = """
 INSERT INTO fleet (session_id, gateway_id, models, capacity, routable, snapshot, busy)
 VALUES (%(session_id)s, %(gateway_id)s, %(models)s, %(capacity)s, %(routable)s, %(snapshot)s,
         (SELECT count(*) FROM claims WHERE session_id = %(session_id)s))
-ON CONFLICT (session_id) DO UPDATE SET models = excluded.models, capacity = excluded.capacity,
-    routable = excluded.routable, snapshot = excluded.snapshot, updated_at = now()
+ON CONFLICT (session_id) DO UPDATE SET gateway_id = excluded.gateway_id, models = excluded.models,
+    capacity = excluded.capacity, routable = excluded.routable, snapshot = excluded.snapshot, updated_at = now()
+RETURNING greatest(capacity - busy, 0)
 """
-"""Keep one connected machine true. ``busy`` moves only with claims, so an update leaves it alone."""
+"""Keep one connected machine true; returns its free slots. ``busy`` moves only with claims, so it is left alone."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM claims WHERE session_id = %(session_id)s)
@@ -136,32 +137,36 @@ PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
 SELECT %(request_id)s, %(attempt)s, %(model)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s), %(message)s
 WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
-      < %(depth_max)s
+      < %(depth_max)s AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
 ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
 RETURNING enqueued_at
 """
-"""Let a request wait for a slot, or keep its place. No row comes back when the queue of its model is full."""
+"""Let a request wait for a slot, or keep its place. No row comes back when the queue of its model is full,
+or the request has ended."""
 
 WAKE_WAITER = """
 WITH oldest AS (
     SELECT request_id, attempt FROM waiters
-    WHERE model = ANY(%s) AND woken_at IS NULL AND deadline > now()
-    ORDER BY enqueued_at FOR UPDATE SKIP LOCKED LIMIT %s
+    WHERE model = ANY(%(models)s) AND (%(gateway_id)s::uuid IS NULL OR gateway_id = %(gateway_id)s)
+        AND woken_at IS NULL AND deadline > now()
+    ORDER BY enqueued_at FOR UPDATE SKIP LOCKED LIMIT %(count)s
 )
 UPDATE waiters w SET woken_at = now() FROM oldest o
 WHERE w.request_id = o.request_id AND w.attempt = o.attempt
 RETURNING w.message
 """
-"""Wake the requests that waited longest; they keep their place until they are dispatched."""
+"""Wake the requests that waited longest, of one gateway or of all; they keep their place until they are dispatched."""
 
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 
 SWEEP_FLEET = """
 WITH lapsed AS (
     SELECT f.session_id FROM fleet f LEFT JOIN gateways g USING (gateway_id)
-    WHERE g.gateway_id IS NULL OR g.lease_until < now()
+    WHERE g.gateway_id IS NULL OR g.lease_until < now() OR f.updated_at < now() - interval '3 minutes'
 ), stale_claims AS (
-    DELETE FROM claims WHERE expires_at < now() OR session_id IN (SELECT session_id FROM lapsed)
+    DELETE FROM claims c WHERE expires_at < now() OR session_id IN (SELECT session_id FROM lapsed)
+        OR (claimed_at < now() - interval '10 seconds'
+            AND NOT EXISTS (SELECT FROM open_requests r WHERE r.request_id = c.request_id))
     RETURNING session_id
 ), stale_waiters AS (
     DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
@@ -174,6 +179,7 @@ WITH lapsed AS (
 )
 DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
 """
-"""Forget machines of lapsed gateways and claims that outlived every deadline."""
+"""Forget machines of lapsed gateways or without a heartbeat, and claims whose request has ended or expired; let
+requests whose wake was lost be woken again."""
 
 WAITING_MODELS = "SELECT DISTINCT model FROM waiters WHERE woken_at IS NULL AND deadline > now()"

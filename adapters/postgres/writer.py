@@ -24,6 +24,7 @@ from eventsourcing.persistence import StoredEvent
 
 from adapters.postgres import sql
 from adapters.postgres.mapper import EventMapper
+from adapters.postgres.pool import KEEPALIVE
 from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
 from domain.errors import DarkbloomError, InternalError, InvariantViolated, LedgerBusy, LedgerUnavailable
 from domain.eventsourced import Ref, Written
@@ -180,6 +181,9 @@ class LedgerWriter:
             self._lose_connection(error)
             self._fail(batch, LedgerUnavailable())
             return
+        except BaseException:
+            self._lose_connection(None)  # it may hold the head, which everybody else waits for
+            raise
         unit = BatchUnit(self._cache, max(self._clock(), recorded_at))
         stored: list[StoredEvent] = []
         try:
@@ -201,8 +205,9 @@ class LedgerWriter:
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, **KEEPALIVE)
             self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
+            self._connection.execute("SET statement_timeout = '30s'")
         return self._connection
 
     def _lose_connection(self, error: Exception | None) -> None:
@@ -303,7 +308,7 @@ class LedgerWriter:
                 return row is not None and row == (first.originator_id, first.originator_version, first.state)
             except psycopg.OperationalError as error:
                 self._lose_connection(error)
-                self._stopping.wait(0.2)
+                time.sleep(0.2)
         log.error("the outcome of a commit could not be found out in %s s", OUTCOME_SECONDS_MAX)
         return False
 
@@ -321,8 +326,10 @@ class LedgerWriter:
             else:
                 by_loop[call.loop].append(call)
         for loop, calls in by_loop.items():
-            if not loop.is_closed():
+            try:
                 loop.call_soon_threadsafe(_resolve_all, calls)
+            except RuntimeError:  # the loop is closed, so nobody waits any more
+                continue
 
 
 def _resolve_all(calls: list[_Call[Any]]) -> None:

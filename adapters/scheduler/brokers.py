@@ -14,10 +14,10 @@ from queue import Empty, Full, Queue
 from typing import Any, Protocol
 
 import dramatiq
+import pika
 import pika.exceptions
 from dramatiq import Broker, Message
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
-from dramatiq.errors import DramatiqError
 from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications, TimeLimit
 
 from adapters.scheduler.embedded import EmbeddedBroker, QueueIsFull
@@ -31,6 +31,7 @@ SLOW_QUEUE = "slow"
 QUEUES = (DISPATCH_QUEUE, SETTLE_QUEUE, SLOW_QUEUE)
 
 PUBLISH_WAITING_MAX = 10_000
+PUBLISH_SECONDS_MAX = 15.0
 CONNECTION_SERVICE_SECONDS = 5.0
 """A publisher that has nothing to send still answers the broker's heartbeats this often."""
 
@@ -52,7 +53,10 @@ def make_broker(url: str) -> Broker:
     ]
     broker: Broker
     if url:
+        parameters = pika.URLParameters(url)
+        parameters.blocked_connection_timeout = PUBLISH_SECONDS_MAX
         broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=middleware)
+        broker.parameters = parameters
     else:
         broker = EmbeddedBroker(middleware)
     for queue in QUEUES:
@@ -102,7 +106,11 @@ class ThreadPublisher:
             self._waiting.put_nowait((message, done))
         except Full:
             raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from None
-        await asyncio.wrap_future(done)
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS_MAX):
+                await asyncio.wrap_future(done)
+        except TimeoutError as error:
+            raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from error
 
     def close(self) -> None:
         self._waiting.put(None)
@@ -119,10 +127,12 @@ class ThreadPublisher:
                 del self._broker.connection
                 return
             message, done = item
+            if not done.set_running_or_notify_cancel():
+                continue  # whoever sent it gave up
             try:
                 self._broker.enqueue(message)
                 done.set_result(None)
-            except (DramatiqError, pika.exceptions.AMQPError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # the thread must outlive every failure of a connection
                 log.warning("could not publish to the broker: %s", type(error).__name__)
                 done.set_exception(SchedulerUnavailable(SchedulerUnavailable.__doc__))
 

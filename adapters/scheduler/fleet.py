@@ -98,14 +98,16 @@ class SchedulerFleet:
 
     def wake(self, models: Sequence[str], count: int) -> list[DispatchJob]:
         with self._pool.connection() as connection:
-            return _woken(connection.execute(sql.WAKE_WAITER, (list(models), count), prepare=True))
+            wanted = {"models": list(models), "gateway_id": None, "count": count}
+            return _woken(connection.execute(sql.WAKE_WAITER, wanted, prepare=True))
 
     def sweep(self) -> list[DispatchJob]:
         """Forget what lapsed, and wake every queue once in case a wake was lost."""
         with self._pool.connection() as connection:
             connection.execute(sql.SWEEP_FLEET)
             models = [row[0] for row in connection.execute(sql.WAITING_MODELS)]
-            return _woken(connection.execute(sql.WAKE_WAITER, (models, 100))) if models else []
+            wanted = {"models": models, "gateway_id": None, "count": 100}
+            return _woken(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
 
 
 class GatewayFleet:
@@ -119,7 +121,7 @@ class GatewayFleet:
         """Write a machine's state; returns requests that may now find a slot on it."""
         models = list(snapshot.models)
         async with connection_of(self._pool) as connection:
-            await connection.execute(
+            cursor = await connection.execute(
                 sql.ANNOUNCE_MACHINE,
                 {
                     "session_id": snapshot.session_id,
@@ -131,10 +133,10 @@ class GatewayFleet:
                 },
                 prepare=True,
             )
-            if not routable:
+            free = await cursor.fetchone()
+            if not routable or free is None or free[0] == 0:
                 return []
-            cursor = await connection.execute(sql.WAKE_WAITER, (models, snapshot.capacity), prepare=True)
-            return _woken(await cursor.fetchall())
+            return await self._wake(connection, models, free[0])
 
     async def withdraw(self, session_id: str) -> None:
         async with connection_of(self._pool) as connection:
@@ -146,8 +148,12 @@ class GatewayFleet:
             freed = await (await connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)).fetchone()
             if freed is None:
                 return []
-            cursor = await connection.execute(sql.WAKE_WAITER, (freed[0], 1), prepare=True)
-            return _woken(await cursor.fetchall())
+            return await self._wake(connection, freed[0], 1)
+
+    async def _wake(self, connection: AsyncConnection, models: Sequence[str], count: int) -> list[DispatchJob]:
+        wanted = {"models": models, "gateway_id": self._gateway_id(), "count": count}
+        cursor = await connection.execute(sql.WAKE_WAITER, wanted, prepare=True)
+        return _woken(await cursor.fetchall())
 
     async def leave_queue(self, request_id: UUID) -> None:
         async with connection_of(self._pool) as connection:

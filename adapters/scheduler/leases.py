@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class GatewayLease:
-    """``gateway_id`` names this gateway for as long as one lease lasts. ``on_lost`` is called with the id already
-    new."""
+    """``gateway_id`` names this gateway for as long as one lease lasts.
+
+    ``on_lost`` is called when a lease is lost, while the old id still stands; ``on_renamed`` when a new one is taken.
+    """
 
     def __init__(
         self,
@@ -32,7 +34,8 @@ class GatewayLease:
         *,
         seconds: float,
         renew_seconds: float,
-        on_lost: Callable[[], Awaitable[None]],
+        on_lost: Callable[[], None],
+        on_renamed: Callable[[], Awaitable[None]],
     ) -> None:
         self.gateway_id: UUID = uuid4()
         self._pool = pool
@@ -40,6 +43,7 @@ class GatewayLease:
         self._seconds = seconds
         self._renew_seconds = renew_seconds
         self._on_lost = on_lost
+        self._on_renamed = on_renamed
         self._good_until = 0.0
 
     async def end_all(self) -> None:
@@ -47,11 +51,13 @@ class GatewayLease:
         async with self._pool.connection() as connection:
             await connection.execute(sql.END_ALL_LEASES)
 
-    async def take(self) -> None:
+    async def take(self, gateway_id: UUID) -> None:
+        """Take a lease; only then does this gateway go by its id, because an id without a lease stands for the dead."""
         started = time.monotonic()
         async with self._pool.connection() as connection:
-            await connection.execute(sql.TAKE_LEASE, (self.gateway_id, self._internal_url, self._seconds))
+            await connection.execute(sql.TAKE_LEASE, (gateway_id, self._internal_url, self._seconds))
         self._good_until = started + self._seconds
+        self.gateway_id = gateway_id
 
     async def keep(self) -> None:
         """Renew until cancelled."""
@@ -60,9 +66,9 @@ class GatewayLease:
             if await self._renewed():
                 continue
             log.error("this gateway lost its lease; its open requests are aborted")
-            self.gateway_id = uuid4()
-            await self._on_lost()
+            self._on_lost()
             await self._take_again()
+            await self._on_renamed()
 
     async def end(self) -> None:
         async with self._pool.connection() as connection:
@@ -71,7 +77,7 @@ class GatewayLease:
     async def _take_again(self) -> None:
         while True:
             try:
-                await self.take()
+                await self.take(uuid4())
                 return
             except (psycopg.Error, PoolTimeout) as error:
                 log.warning("no new lease yet: %s", type(error).__name__)

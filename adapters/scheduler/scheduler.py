@@ -65,13 +65,19 @@ class Scheduler:
         seconds_left = job.deadline - time.time()
         if seconds_left <= 0:
             return
-        claimed = self._claim(job)
-        if claimed is None and job.may_wait:
-            claimed = self._park(job, seconds_left)
-        elif claimed is None:
-            self._mailbox.deliver(job.reply_to, self._refusal(job, "no_machine"))
-        if claimed is not None:
-            self._assign(job, claimed)
+        try:
+            claimed = self._claim(job)
+            if claimed is None and job.may_wait:
+                claimed = self._park(job, seconds_left)
+            elif claimed is None:
+                self._mailbox.deliver(job.reply_to, self._refusal(job, "no_machine"))
+            if claimed is not None:
+                self._assign(job, claimed)
+        except (GatewayUnreachable, UnknownRequest) as error:
+            # The prompt is with the gateway: without it a request cannot go on, and the sweeper ends what is open.
+            log.info("attempt %d of %s is dropped: %s", job.attempt, job.request_id, type(error).__name__)
+            self.fleet.leave_queue(job.request_id)
+            self.fleet.release(job.request_id, job.attempt)
 
     def _claim(self, job: DispatchJob) -> Candidate | None:
         demand = Demand(job.model, job.prompt_tokens, job.output_tokens, frozenset(job.excluded))
@@ -94,7 +100,11 @@ class Scheduler:
                 if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
                     return choice.candidate
             except AttemptHasSlot:
-                return self._claimed_before(job, candidates)
+                before = self._claimed_before(job, candidates)
+                if before is not None:
+                    return before
+                self.fleet.release(job.request_id, job.attempt)  # what it claimed cannot serve it any more
+                continue
             full.add(session_id)
         return None
 
@@ -118,36 +128,31 @@ class Scheduler:
 
     def _assign(self, job: DispatchJob, chosen: Candidate) -> None:
         machine = chosen.snapshot
-        try:
-            recorded = self._writer.execute(
-                ledger.Dispatch(
-                    actor=Actor("system", "scheduler"),
-                    correlation_id=str(job.request_id),
-                    request_id=job.request_id,
-                    attempt=job.attempt,
-                    provider_id=machine.session_id,
-                    machine_id=machine.machine_id,
-                    provider_key=machine.provider_key,
-                    provider_account_id=machine.account_id,
-                    failures=job.failures,
-                )
+        recorded = self._writer.execute(
+            ledger.Dispatch(
+                actor=Actor("system", "scheduler"),
+                correlation_id=str(job.request_id),
+                request_id=job.request_id,
+                attempt=job.attempt,
+                provider_id=machine.session_id,
+                machine_id=machine.machine_id,
+                provider_key=machine.provider_key,
+                provider_account_id=machine.account_id,
+                failures=job.failures,
             )
-            if recorded:
-                self._mailbox.deliver(
-                    job.reply_to,
-                    Assigned(
-                        request_id=job.request_id,
-                        attempt=job.attempt,
-                        job_id=str(job_id_of(job.request_id, job.attempt)),
-                        machine=machine,
-                    ),
-                )
-            else:
-                self.fleet.release(job.request_id, job.attempt)
-        except (GatewayUnreachable, UnknownRequest) as error:
-            # Without its gateway a request cannot go on: the prompt is there. The sweeper ends it.
-            log.warning("attempt %d of %s is dropped: %s", job.attempt, job.request_id, type(error).__name__)
+        )
+        if not recorded:
             self.fleet.release(job.request_id, job.attempt)
+            return
+        self._mailbox.deliver(
+            job.reply_to,
+            Assigned(
+                request_id=job.request_id,
+                attempt=job.attempt,
+                job_id=str(job_id_of(job.request_id, job.attempt)),
+                machine=machine,
+            ),
+        )
 
     @staticmethod
     def _refusal(job: DispatchJob, reason: str) -> Refused:

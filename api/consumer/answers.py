@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 PREFIX = b"data: "
+
+T = TypeVar("T")
 
 
 class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,12 +73,22 @@ _whole = msgspec.json.Decoder(Whole)
 
 def read_chunk(text: bytes) -> ProviderChunk:
     """Raises ValueError when the text is not an event of a chat stream."""
-    return _chunk.decode(_payload(text))
+    return _decoded(_chunk, text)
 
 
 def read_whole(text: bytes) -> Whole:
     """Raises ValueError when the text is not a chat completion."""
-    return _whole.decode(_payload(text))
+    whole = _decoded(_whole, text)
+    if not whole.choices:
+        raise ValueError("no choices")
+    return whole
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+    try:
+        return decoder.decode(_payload(text))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _payload(text: bytes) -> bytes:

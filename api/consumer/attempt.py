@@ -104,7 +104,6 @@ class Attempt:
         self._first_content_seconds = first_content_seconds
         self._chunk_gap_seconds = chunk_gap_seconds
         self._timing_us = timing_us
-        self._held: list[ProviderChunk] = []
         self._sent_at = 0.0
 
     async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
@@ -149,8 +148,9 @@ class Attempt:
             sealed = Sealed(channel.public_key, channel.seal(body))
             self._timing_us["encrypt_us"] = _since_us(began)
             self._sent_at = time.perf_counter()
-            await self._link.send(InferenceRequest(request_id=self.assigned.job_id, encrypted_body=sealed))
-        except (ValueError, ConnectionError):
+            async with asyncio.timeout(self._patience):
+                await self._link.send(InferenceRequest(request_id=self.assigned.job_id, encrypted_body=sealed))
+        except (ValueError, ConnectionError, TimeoutError):
             raise AttemptFailed("send_failed", 502) from None
         return channel
 
@@ -163,7 +163,7 @@ class Attempt:
             return event
 
     async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Started | Delta | Whole]:
-        """What one chunk means for the consumer. A bare role does not commit the answer; it waits for content."""
+        """What one chunk means for the consumer. A bare role does not commit the answer."""
         text = await self._open(chunk, channel)
         if text == STREAM_END:
             return []
@@ -173,8 +173,9 @@ class Attempt:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
         self._patience = self._chunk_gap_seconds
         if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
-            self._held.append(answer)
-            return []
+            return []  # a bare role, which every dialect says by itself
+        if isinstance(answer, Whole) and self.started:
+            raise await self._violation("a whole answer came twice", "bad_answer")
         self.delivered_bytes += answer.content_bytes
         return [*self._start(), Delta(answer) if isinstance(answer, ProviderChunk) else answer]
 
@@ -183,8 +184,7 @@ class Attempt:
             return []
         self.started = True
         self._timing_us["provider_us"] = _since_us(self._sent_at)
-        started = Started(self.assigned.machine, self.assigned.job_id, self._timing_us)
-        return [started, *(Delta(chunk) for chunk in self._held)]
+        return [Started(self.assigned.machine, self.assigned.job_id, self._timing_us)]
 
     async def _open(self, chunk: InferenceResponseChunk, channel: Channel) -> bytes:
         """Open a chunk; anything but a box from the registered key is a violation."""

@@ -6,8 +6,7 @@ from starlette.datastructures import Headers
 
 from api.ports import Caller, Credentials
 from domain.errors import AuthenticationFailed
-
-PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
+from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 
 def token_of(headers: Headers) -> str:

@@ -13,6 +13,8 @@ from domain.errors import InvalidRequest, PayloadTooLarge
 
 RECEIVE_SECONDS_MAX = 60.0
 NESTING_MAX = 128
+BRACKETS_MAX = 200_000
+"""Reading more objects and lists than this would hold everybody else up."""
 
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
@@ -25,6 +27,8 @@ async def read_json_object(request: Request, bytes_max: int) -> dict[str, Any]:
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
     raw = await _read(request, bytes_max)
+    if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
+        raise InvalidRequest("The request body has too many objects and lists.")
     if _nesting_of(raw) > NESTING_MAX:
         raise InvalidRequest(f"The request body is nested more than {NESTING_MAX} levels deep.")
     try:

@@ -40,8 +40,7 @@ WRITE_SECONDS_MAX = 30.0
 async def create_chat_completion(request: Request) -> Response:
     began = time.perf_counter()
     coordinator: Coordinator = request.app.state.coordinator
-    if coordinator.draining:
-        raise ServiceUnavailable
+    coordinator.require_open()
     caller = await authenticate(request.headers, coordinator.credentials)
     body = await read_json_object(request, coordinator.settings.inference_body_bytes_max)
     chat = parse_chat(body)
@@ -60,10 +59,12 @@ async def create_chat_completion(request: Request) -> Response:
         minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
         expires_at=datetime.now(UTC) + timedelta(seconds=coordinator.settings.hold_seconds),
     )
+    machine_body = body_for_machine(chat, bounds.output_bound)
     try:
         await coordinator.ledger.run(command)
-    except LedgerUnavailable:
-        # Nobody may know whether the hold was placed; if it was, it goes.
+        coordinator.require_open()
+    except (LedgerUnavailable, ServiceUnavailable, asyncio.CancelledError):
+        # Nobody may know whether the hold was placed, or nobody here can go on with it; if it was placed, it goes.
         coordinator.end_later(ReleaseJob(request_id=request_id, account_id=caller.account_id, reason="failed"))
         raise
     timing_us["reserve_us"] = int((time.perf_counter() - began) * 1_000_000)
@@ -76,7 +77,7 @@ async def create_chat_completion(request: Request) -> Response:
         bounds=bounds,
         stop_bytes=chat.stop_bytes,
         stream=chat.stream,
-        body=body_for_machine(chat, bounds.output_bound),
+        body=machine_body,
         inbox=coordinator.switchboard.open(request_id),
         tools=coordinator.tools,
         timing_us=timing_us,
@@ -107,6 +108,7 @@ class ChatResponse(Response):
         self._coordinator = coordinator
         self._created = int(time.time())
         self._committed = False
+        self._unreachable = False
         self._last_write = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,10 +203,14 @@ class ChatResponse(Response):
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": not last})
 
     async def _send(self, send: Send, message: dict[str, object]) -> None:
+        if self._unreachable:
+            return
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
                 await send(message)
         except (OSError, TimeoutError):
+            # What could not be written leaves a gap, so nothing may follow it.
+            self._unreachable = True
             self._inference.consumer_gone()
 
 
@@ -223,7 +229,7 @@ def trust_headers(started: Started) -> dict[str, str]:
         "X-Timing": msgspec.json.encode(started.timing_us).decode(),
     }
     if machine.signing_key:
-        headers["X-Provider-Secure-Enclave"] = "false"
+        headers["X-Provider-Secure-Enclave"] = "true" if machine.secure_enclave else "false"
         headers["X-Attestation-Se-Public-Key"] = machine.signing_key
     return headers
 

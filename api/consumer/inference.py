@@ -29,7 +29,7 @@ from domain.errors import (
     ServiceUnavailable,
 )
 from domain.protocol import InferenceComplete, InferenceError, Usage
-from domain.requests import JobFailure, RequestSettled
+from domain.requests import JobFailure, RequestReleased, RequestSettled
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Timeouts(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The machine's last word, after the money moved. ``usage`` is what was charged."""
+    """The machine's last word, after the money moved. ``usage`` is what was charged, or, while that is not known yet,
+    what the machine says."""
 
     usage: Usage
     response_hash: str
@@ -117,7 +118,7 @@ class Inference:
         self._ended = False
 
     def consumer_gone(self) -> None:
-        self._inbox.put(ConsumerGone())
+        self._inbox.interrupt(ConsumerGone())
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Serve the request.
@@ -169,6 +170,7 @@ class Inference:
                         yield event
             finally:
                 link.close_job(assigned.job_id)
+                self._inbox.forget(assigned.job_id)
         finally:
             await self._give_slot_back(number)
 
@@ -229,25 +231,33 @@ class Inference:
             chunk_gap_seconds=timeouts.chunk_gap,
             timing_us=self._timing_us,
         )
+        at_work = True
         try:
             async with aclosing(attempt.run(self._body)) as items:
                 async for item in items:
                     if isinstance(item, InferenceComplete):
+                        at_work = False
                         yield await self._settle(attempt, item)
                     else:
                         yield item
         except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _GatewayStops) as problem:
+            at_work = False
             await attempt.cancel()
             raise await self._consequence(attempt, problem) from None
+        finally:
+            if at_work:  # cancelled from outside, or a bug: the machine must not go on for nobody
+                await attempt.cancel()
 
     async def _consequence(self, attempt: Attempt, problem: Exception) -> Exception:
         """What the end of an attempt means for the request: another try, an error, or the end of a conversation."""
         if isinstance(problem, _GatewayStops):
             return ServiceUnavailable("This gateway is stopping; nothing was charged, try again.")
-        if isinstance(problem, Consumed | InboxOverflow):
-            if attempt.started:
-                await self._settle_what_was_delivered(attempt)
-            return Consumed()
+        if isinstance(problem, Consumed | InboxOverflow) and attempt.started:
+            await self._settle_what_was_delivered(attempt)
+        if isinstance(problem, Consumed):
+            return problem
+        if isinstance(problem, InboxOverflow) and attempt.started:
+            return AttemptTimedOut("The answer was not read as fast as it came; what was delivered is charged.")
         if not attempt.started:
             # With the time for all attempts used up, another one could not answer either.
             in_time = time.monotonic() - self._started_at < self._tools.timeouts.first_content
@@ -261,7 +271,7 @@ class Inference:
         return ProviderFailed("The machine failed while it answered; nothing was charged.")
 
     async def _next(self, seconds: float) -> Any:
-        item: Item = await self._inbox.get(max(0.0, seconds))
+        item: Item = await self._inbox.get(seconds)
         if isinstance(item, ConsumerGone):
             raise Consumed
         if isinstance(item, Aborted):
@@ -296,12 +306,13 @@ class Inference:
 
     async def _settle_what_was_delivered(self, attempt: Attempt) -> None:
         """The consumer left mid-answer: the machine's own last word counts, if it comes in time."""
+        self._inbox.mute()
         deadline = time.monotonic() + self._tools.timeouts.cancel_grace
         last_words = InferenceComplete | InferenceError | MachineLost
         while (seconds := deadline - time.monotonic()) > 0:
             try:
                 item = await self._inbox.get(seconds)
-            except (TimeoutError, InboxOverflow):
+            except TimeoutError:
                 break
             if isinstance(item, last_words) and item.request_id == attempt.assigned.job_id:
                 if isinstance(item, InferenceComplete) and attempt.delivered_bytes:
@@ -323,6 +334,8 @@ class Inference:
         usage = complete.usage
         if isinstance(settled, RequestSettled):
             usage = Usage(settled.prompt_tokens, settled.completion_tokens)
+        elif settled is not None:
+            log.error("request %s was answered, but had been released before", self.request_id)
         return Finished(usage, complete.response_hash, complete.se_signature)
 
     async def _release(self, reason: str) -> None:
@@ -335,7 +348,7 @@ class Inference:
             )
         )
 
-    async def _end(self, job: SettleJob | ReleaseJob) -> object:
+    async def _end(self, job: SettleJob | ReleaseJob) -> RequestSettled | RequestReleased | None:
         """Record the end at once; when that does not work in time, it is retried without anybody waiting for it."""
         self._ended = True
         try:

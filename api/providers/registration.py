@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from datetime import datetime, timedelta
 
 import msgspec
@@ -22,6 +23,7 @@ PREFILL_TPS_MAX = 5_000.0
 BANDWIDTH_GBS_MAX = 2_000.0
 MEMORY_GB_MAX = 1_024.0
 CORES_MAX = 4_096
+REQUESTS_MAX = 10_000
 TOKENS_POTENTIAL_MAX = 1_000_000
 
 
@@ -41,7 +43,6 @@ class Blob(msgspec.Struct, frozen=True, rename="camel"):
     secure_enclave_available: bool = False
     sip_enabled: bool = False
     secure_boot_enabled: bool = False
-    key_storage: str = ""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -57,13 +58,13 @@ class Identity(msgspec.Struct, frozen=True):
 def identify(register: Register, sealing: Sealing, now: datetime) -> Identity:
     """Verify the attestation of a registration.
 
-    A software key identifies a machine but earns no trust. A machine without a valid attestation is known by its
-    encryption key, which lives as long as its process.
+    A software key identifies a machine but earns no trust. A connection without a valid attestation has an identity of
+    its own, because nothing proves that it is anybody's.
     """
     try:
         blob = _verified(register, sealing, now)
     except ValueError as problem:
-        machine_id = machine_id_of(b"x25519:" + register.public_key.encode())
+        machine_id = machine_id_of(b"unattested:" + secrets.token_bytes(16))
         return Identity(machine_id, "", False, "none", str(problem))
     genuine = blob.secure_enclave_available and blob.sip_enabled and blob.secure_boot_enabled
     return Identity(
@@ -111,15 +112,16 @@ _REQUIRED_CAPABILITIES = tuple(
 
 def clamp(value: float, high: float) -> float:
     """A reported number inside of 0 to ``high``; what is no number is 0."""
-    return min(max(value, 0.0), high) if math.isfinite(value) else 0.0
+    bounded = min(max(value, 0.0), high)  # first, because an integer can be too large for a float
+    return bounded if math.isfinite(bounded) else 0.0
 
 
 def slots_of(capacity: BackendCapacity | None) -> dict[str, SlotState]:
     return {
         slot.model: SlotState(
             state=slot.state,
-            num_running=max(0, slot.num_running),
-            num_waiting=max(0, slot.num_waiting),
+            num_running=min(max(0, slot.num_running), REQUESTS_MAX),
+            num_waiting=min(max(0, slot.num_waiting), REQUESTS_MAX),
             max_tokens_potential=min(max(0, slot.max_tokens_potential), TOKENS_POTENTIAL_MAX),
         )
         for slot in (capacity.slots if capacity else ())

@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
 STRIKES_MAX = 3
 COUNTED_MAX = 2**53
 CONTROL_WRITE_SECONDS = 5.0
+SEND_SECONDS_MAX = 10.0
+HEARTBEAT_SECONDS_MIN = 1.0
+"""Heartbeats that come faster are noted, but nobody is told."""
+
 CONNECTION_LOST = "connection lost"
 REPLACED = "replaced by new connection from same device"
 
@@ -81,7 +85,12 @@ class ProviderSession:
         self.identity = identity
         self._socket = socket
         self._register = register
-        self._account_id = account_id
+        self._token_account_id = account_id
+        self._account_id = ""
+        self._opened = False
+        self._left = False
+        self._receiving: asyncio.Task[None] | None = None
+        self._announcing = asyncio.Lock()
         self._around = around
         self._jobs: dict[str, Inbox] = {}
         self._heartbeat: Heartbeat | None = None
@@ -108,7 +117,11 @@ class ProviderSession:
         if self._socket.application_state is not WebSocketState.CONNECTED:
             raise ConnectionError("the machine's connection is closed")
         try:
-            await self._socket.send_text(protocol.encode(message))
+            async with asyncio.timeout(SEND_SECONDS_MAX):
+                await self._socket.send_text(protocol.encode(message))
+        except TimeoutError as error:
+            self._leave("the machine does not read")
+            raise ConnectionError("the machine does not read") from error
         except (RuntimeError, WebSocketDisconnect, OSError) as error:
             raise ConnectionError("the machine's connection is closed") from error
 
@@ -124,6 +137,24 @@ class ProviderSession:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         around = self._around
+        around.registry.add(self)
+        log.info("machine %s connected as session %s", self.identity.machine_id[:12], self.session_id)
+        self._receiving = asyncio.create_task(self._receive())
+        duties = (asyncio.create_task(self._keep_challenging()), asyncio.create_task(self._watch_heartbeats()))
+        try:
+            await self._receiving
+        except asyncio.CancelledError:
+            if not self._left:
+                raise
+        finally:
+            for task in (self._receiving, *duties):
+                task.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
+            await self._end()
+
+    async def _open(self) -> None:
+        """Record the connection, once the machine has proved that it is who it says."""
+        around = self._around
         self._account_id = await around.ledger.run(
             OpenSession(
                 actor=Actor("provider", self.identity.machine_id),
@@ -134,28 +165,28 @@ class ProviderSession:
                 provider_key=self._register.public_key,
                 hardware=hardware_facts(self._register),
                 models=tuple(sorted(model.id for model in self._register.models)),
-                account_id=self._account_id,
+                account_id=self._token_account_id,
             )
         )
-        around.registry.add(self)
-        log.info("machine %s connected as session %s", self.identity.machine_id[:12], self.session_id)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                receiving = tasks.create_task(self._receive())
-                challenging = tasks.create_task(self._keep_challenging())
-                watching = tasks.create_task(self._watch_heartbeats())
-                await receiving
-                challenging.cancel()
-                watching.cancel()
-        finally:
-            await self._end()
+        self._opened = True
 
     async def close(self, code: int, reason: str) -> None:
-        self._close_reason = reason
+        """Say why, and leave; also when the machine does not listen."""
+        if not self._left:
+            self._close_reason = reason
         try:
-            await self._socket.close(code, reason)
-        except (RuntimeError, WebSocketDisconnect, OSError):
-            log.debug("session %s was already closed", self.session_id)
+            async with asyncio.timeout(CONTROL_WRITE_SECONDS):
+                await self._socket.close(code, reason)
+        except (RuntimeError, WebSocketDisconnect, OSError, TimeoutError):
+            log.debug("session %s could not be told that it ends", self.session_id)
+        self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        if not self._left:
+            self._left = True
+            self._close_reason = reason
+            if self._receiving is not None:
+                self._receiving.cancel()
 
     async def _receive(self) -> None:
         while True:
@@ -180,16 +211,22 @@ class ProviderSession:
     async def _handle(self, message: FromProvider) -> None:
         match message:
             case Heartbeat():
-                self._heartbeat = message
-                self._first_stats = self._first_stats or message.stats
-                self._last_heartbeat_at = time.monotonic()
-                await self.announce()
+                await self._take_heartbeat(message)
             case AttestationResponse():
                 await self._check(message)
             case Register():
                 raise AssertionError("a second registration ends the connection")
             case _:
                 self._pass_on(message)
+
+    async def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
+        before, self._heartbeat = self._heartbeat, heartbeat
+        self._first_stats = self._first_stats or heartbeat.stats
+        now = time.monotonic()
+        due = now - self._last_heartbeat_at >= HEARTBEAT_SECONDS_MIN
+        if due or before is None or before.status != heartbeat.status:
+            self._last_heartbeat_at = now
+            await self.announce()
 
     def _pass_on(self, event: JobEvent) -> None:
         inbox = self._jobs.get(event.request_id)
@@ -207,26 +244,35 @@ class ProviderSession:
 
     async def _end(self) -> None:
         around = self._around
+        self._left = True
         around.registry.remove(self)
         for job_id, inbox in list(self._jobs.items()):
             inbox.put(MachineLost(job_id))
         served, generated = self._counted_here()
         try:
-            await around.fleet.withdraw(self.session_id)
-            await around.ledger.run(
-                CloseSession(
-                    actor=Actor("provider", self.identity.machine_id),
-                    correlation_id=self.session_id,
-                    machine_id=self.identity.machine_id,
-                    session_id=self.session_id,
-                    requests_served=served,
-                    tokens_generated=generated,
-                    reason=self._close_reason,
-                )
-            )
+            async with self._announcing:
+                await around.fleet.withdraw(self.session_id)
+        except DarkbloomError as error:
+            log.warning("session %s leaves the fleet with the next sweep: %s", self.session_id, type(error).__name__)
+        try:
+            if self._opened:
+                await self._record_end(served, generated)
         except DarkbloomError as error:
             log.warning("the end of session %s was not recorded: %s", self.session_id, type(error).__name__)
         log.info("machine %s disconnected: %s", self.identity.machine_id[:12], self._close_reason)
+
+    async def _record_end(self, served: int, generated: int) -> None:
+        await self._around.ledger.run(
+            CloseSession(
+                actor=Actor("provider", self.identity.machine_id),
+                correlation_id=self.session_id,
+                machine_id=self.identity.machine_id,
+                session_id=self.session_id,
+                requests_served=served,
+                tokens_generated=generated,
+                reason=self._close_reason,
+            )
+        )
 
     def _counted_here(self) -> tuple[int, int]:
         """Requests and tokens of this session: the machine's counters run since its process started."""
@@ -247,6 +293,7 @@ class ProviderSession:
                 async with asyncio.timeout(CONTROL_WRITE_SECONDS):
                     await self.send(self._challenge)
             except (ConnectionError, TimeoutError):
+                await self.close(1001, "the machine does not read")
                 return
             await asyncio.sleep(self._around.challenge_answer_seconds)
             if self._challenge is not None:
@@ -275,9 +322,20 @@ class ProviderSession:
             await self.violated(str(problem))
         else:
             self._strikes = 0
-            self._challenge_passed_at = time.time()
-            await self._replace_older()
-            await self.announce()
+            await self._prove()
+
+    async def _prove(self) -> None:
+        """The challenge is passed: from now on this is the machine's one connection."""
+        try:
+            if not self._opened:
+                await self._open()
+        except DarkbloomError as error:
+            log.warning("session %s cannot be recorded now: %s", self.session_id, type(error).__name__)
+            await self.close(1013, "the coordinator cannot register machines just now; connect again")
+            return
+        self._challenge_passed_at = time.time()
+        await self._replace_older()
+        await self.announce()
 
     async def _strike(self, what: str) -> None:
         self._strikes += 1
@@ -289,30 +347,31 @@ class ProviderSession:
             await self.announce()
 
     async def _replace_older(self) -> None:
-        for older in self._around.registry.others_of(self):
-            await older.close(1000, REPLACED)
+        await asyncio.gather(*(older.close(1000, REPLACED) for older in self._around.registry.others_of(self)))
 
     # --- what the scheduler sees ---------------------------------------------------------------------------------
 
     async def announce(self) -> None:
         """Make the fleet table say what is true now, and tell the machine when the verdict on it changed."""
         around = self._around
-        snapshot = self.snapshot()
-        verdict = self._judge(snapshot)
-        try:
-            woken: Sequence[DispatchJob] = await around.fleet.announce(snapshot, routable=not verdict.reason)
-            for job in woken:
-                await around.jobs.send(job)
-        except DarkbloomError as error:
-            log.warning("session %s was not announced: %s", self.session_id, type(error).__name__)
-        if verdict != self._verdict:
-            self._verdict = verdict
-            await self._tell(verdict)
+        async with self._announcing:  # in order, and never after the end
+            if self._left:
+                return
+            verdict = self._judge(self.snapshot())
+            try:
+                woken: Sequence[DispatchJob] = await around.fleet.announce(self.snapshot(), routable=not verdict.reason)
+                for job in woken:
+                    await around.jobs.send(job)
+            except DarkbloomError as error:
+                log.warning("session %s was not announced: %s", self.session_id, type(error).__name__)
+            if verdict != self._verdict:
+                await self._tell(verdict)
 
     async def _tell(self, verdict: TrustStatus) -> None:
         try:
             async with asyncio.timeout(CONTROL_WRITE_SECONDS):
                 await self.send(verdict)
+            self._verdict = verdict
         except (ConnectionError, TimeoutError):
             log.debug("session %s could not be told its status", self.session_id)
 
@@ -360,5 +419,6 @@ class ProviderSession:
             chip=register.hardware.chip_name[:100],
             machine_model=register.hardware.machine_model[:100],
             signing_key=self.identity.signing_key,
+            secure_enclave=self.identity.secure_enclave,
             quantization={model.id: model.quantization for model in register.models},
         )

@@ -15,7 +15,16 @@ from adapters.scheduler.fleet import AttemptHasSlot, GatewayFleet, SchedulerFlee
 from domain.dispatch import DispatchJob
 from domain.routing import Load
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import assert_counters_are_true, busy_of, claims, job, lease, machine, waiting
+from tests.support.ledger_machines import (
+    assert_counters_are_true,
+    busy_of,
+    claims,
+    job,
+    lease,
+    machine,
+    open_requests_of,
+    waiting,
+)
 from tests.support.ledger_waiting import Connection, in_thread, until_sessions_wait
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -39,7 +48,8 @@ def ids(jobs: list[DispatchJob]) -> list[UUID]:
     return [one.request_id for one in jobs]
 
 
-def park(fleet: SchedulerFleet, *jobs: DispatchJob, depth_max: int = 100) -> list[bool]:
+def park(fleet: SchedulerFleet, look: Connection, *jobs: DispatchJob, depth_max: int = 100) -> list[bool]:
+    open_requests_of(look, *jobs)
     return [fleet.park(one, seconds=600, depth_max=depth_max) for one in jobs]
 
 
@@ -305,9 +315,9 @@ async def test_offers_are_the_gateway_s_machines_that_may_be_routed_to(
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
-async def test_waiters_are_woken_in_the_order_in_which_they_came(fleet: SchedulerFleet) -> None:
+async def test_waiters_are_woken_in_the_order_in_which_they_came(fleet: SchedulerFleet, look: Connection) -> None:
     jobs = [job() for _ in range(7)]
-    assert park(fleet, *jobs) == [True] * 7
+    assert park(fleet, look, *jobs) == [True] * 7
 
     woken = [ids(fleet.wake([MODEL], count)) for count in (1, 3, 2, 5)]
 
@@ -321,7 +331,7 @@ async def test_waiters_are_woken_in_the_order_in_which_they_came(fleet: Schedule
 
 async def test_several_waiters_woken_at_once_come_back_oldest_first(fleet: SchedulerFleet, look: Connection) -> None:
     jobs = [job() for _ in range(40)]
-    park(fleet, *jobs)
+    park(fleet, look, *jobs)
     # A row that was written again does not lose its place in the queue, wherever it now stands in the table.
     look.execute("UPDATE waiters SET model = model WHERE request_id = ANY(%s)", (ids(jobs[::3]),))
 
@@ -329,22 +339,24 @@ async def test_several_waiters_woken_at_once_come_back_oldest_first(fleet: Sched
 
 
 async def test_a_freed_slot_wakes_the_oldest_waiter_of_the_machine_s_models(
-    fleet: SchedulerFleet, gateway: GatewayFleet
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
 ) -> None:
     one = machine(models=(MODEL, "second"))
     await gateway.announce(one, routable=True)
     running_job = job()
     fleet.claim(running_job, one.session_id, seconds=600)
     other, oldest, younger = job(model="third"), job(model="second"), job()
-    park(fleet, other, oldest, younger)
+    park(fleet, look, other, oldest, younger)
 
     assert ids(await gateway.release(running_job.request_id, 1)) == [oldest.request_id]
     assert await gateway.release(running_job.request_id, 1) == []
 
 
-async def test_a_machine_that_appears_wakes_as_many_as_it_takes(fleet: SchedulerFleet, gateway: GatewayFleet) -> None:
+async def test_a_machine_that_appears_wakes_as_many_as_it_takes(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
     jobs = [job() for _ in range(4)]
-    park(fleet, *jobs)
+    park(fleet, look, *jobs)
     hidden, shown = machine(capacity=3), machine(capacity=3)
 
     assert await gateway.announce(hidden, routable=False) == []
@@ -352,8 +364,23 @@ async def test_a_machine_that_appears_wakes_as_many_as_it_takes(fleet: Scheduler
     assert ids(await gateway.announce(shown, routable=True)) == ids(jobs[3:])
 
 
+async def test_a_machine_wakes_no_more_than_it_has_free_slots_for(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = machine(capacity=3)
+    await gateway.announce(one, routable=True)
+    for _ in range(2):
+        fleet.claim(job(), one.session_id, seconds=600)
+    jobs = [job() for _ in range(3)]
+    park(fleet, look, *jobs)
+
+    assert ids(await gateway.announce(one, routable=True)) == [jobs[0].request_id]
+    fleet.claim(job(), one.session_id, seconds=600)
+    assert await gateway.announce(one, routable=True) == []
+
+
 async def test_a_slot_freed_on_a_gateway_wakes_a_request_that_can_use_it(
-    fleet: SchedulerFleet, gateway: GatewayFleet
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
 ) -> None:
     """A request is served by a machine of its own gateway; one of another gateway cannot take this slot."""
     one, elsewhere = machine(), uuid4()
@@ -361,17 +388,17 @@ async def test_a_slot_freed_on_a_gateway_wakes_a_request_that_can_use_it(
     running_job = job()
     fleet.claim(running_job, one.session_id, seconds=600)
     foreign, local = job(reply_to=elsewhere), job()
-    park(fleet, foreign, local)
+    park(fleet, look, foreign, local)
 
     assert ids(await gateway.release(running_job.request_id, 1)) == [local.request_id]
 
 
 async def test_a_woken_waiter_that_parks_again_keeps_its_place(fleet: SchedulerFleet, look: Connection) -> None:
     oldest, younger = job(), job()
-    park(fleet, oldest, younger)
+    park(fleet, look, oldest, younger)
     assert ids(fleet.wake([MODEL], 1)) == [oldest.request_id]
 
-    assert park(fleet, oldest) == [True]
+    assert park(fleet, look, oldest) == [True]
 
     assert waiting(look) == ids([oldest, younger])
     assert ids(fleet.wake([MODEL], 1)) == [oldest.request_id]
@@ -380,20 +407,20 @@ async def test_a_woken_waiter_that_parks_again_keeps_its_place(fleet: SchedulerF
 async def test_a_queue_takes_no_more_than_its_depth_and_each_model_has_its_own(
     fleet: SchedulerFleet, look: Connection
 ) -> None:
-    accepted = park(fleet, *(job() for _ in range(5)), depth_max=3)
+    accepted = park(fleet, look, *(job() for _ in range(5)), depth_max=3)
 
     assert accepted == [True, True, True, False, False]
-    assert park(fleet, job(model="other"), depth_max=3) == [True]
+    assert park(fleet, look, job(model="other"), depth_max=3) == [True]
     assert len(waiting(look)) == 4
 
 
 async def test_a_waiter_woken_in_vain_keeps_its_place_in_a_full_queue(fleet: SchedulerFleet, look: Connection) -> None:
     jobs = [job() for _ in range(3)]
-    park(fleet, *jobs, depth_max=3)
+    park(fleet, look, *jobs, depth_max=3)
     assert ids(fleet.wake([MODEL], 1)) == [jobs[0].request_id]
 
     # The slot that woke it went to somebody else: it was in the queue and is in the queue.
-    assert park(fleet, jobs[0], depth_max=3) == [True]
+    assert park(fleet, look, jobs[0], depth_max=3) == [True]
     assert waiting(look) == ids(jobs)
 
 
@@ -401,6 +428,7 @@ async def test_requests_that_park_at_the_same_time_do_not_fill_a_queue_beyond_it
     ledger: str, fleet: SchedulerFleet, look: Connection
 ) -> None:
     jobs = [job() for _ in range(6)]
+    open_requests_of(look, *jobs)
     with psycopg.connect(ledger) as other, ThreadPoolExecutor(6) as pool:
         # Given that each of them has looked at the queue and stands before its own row
         for one in jobs:
@@ -417,9 +445,18 @@ async def test_requests_that_park_at_the_same_time_do_not_fill_a_queue_beyond_it
     assert len(waiting(look)) == 2
 
 
-async def test_a_waiter_that_leaves_is_not_woken(fleet: SchedulerFleet, gateway: GatewayFleet) -> None:
+async def test_a_request_that_is_not_open_does_not_wait(fleet: SchedulerFleet, look: Connection) -> None:
+    """It ended, or was never admitted: nobody would take it out of the queue."""
+    assert fleet.park(job(), seconds=600, depth_max=10) is False
+
+    assert waiting(look) == []
+
+
+async def test_a_waiter_that_leaves_is_not_woken(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
     first, second, third = job(), job(), job()
-    park(fleet, first, second, third)
+    park(fleet, look, first, second, third)
 
     fleet.leave_queue(first.request_id)
     await gateway.leave_queue(second.request_id)
@@ -430,6 +467,7 @@ async def test_a_waiter_that_leaves_is_not_woken(fleet: SchedulerFleet, gateway:
 
 async def test_a_waiter_past_its_deadline_is_neither_woken_nor_counted(fleet: SchedulerFleet, look: Connection) -> None:
     late, timely = job(), job()
+    open_requests_of(look, late, timely)
     assert fleet.park(late, seconds=-1, depth_max=1) is True
 
     assert fleet.park(timely, seconds=600, depth_max=1) is True
@@ -443,16 +481,16 @@ async def test_a_waiter_past_its_deadline_is_neither_woken_nor_counted(fleet: Sc
     assert waiting(look) == [timely.request_id]
 
 
-async def test_a_woken_job_comes_back_as_it_was_parked(fleet: SchedulerFleet) -> None:
+async def test_a_woken_job_comes_back_as_it_was_parked(fleet: SchedulerFleet, look: Connection) -> None:
     parked = job(excluded=(str(uuid4()),), attempt=2, output_tokens=99)
-    park(fleet, parked)
+    park(fleet, look, parked)
 
     assert fleet.wake([MODEL], 1) == [parked]
 
 
-async def test_two_wakes_at_once_wake_two_different_waiters(fleet: SchedulerFleet) -> None:
+async def test_two_wakes_at_once_wake_two_different_waiters(fleet: SchedulerFleet, look: Connection) -> None:
     jobs = [job() for _ in range(THREADS)]
-    park(fleet, *jobs)
+    park(fleet, look, *jobs)
 
     with ThreadPoolExecutor(THREADS) as pool:
         woken = [one for found in pool.map(lambda _: fleet.wake([MODEL], 1), range(THREADS)) for one in found]
@@ -466,7 +504,7 @@ async def test_two_wakes_at_once_wake_two_different_waiters(fleet: SchedulerFlee
 async def test_a_wake_that_got_lost_is_repeated_by_the_sweep(fleet: SchedulerFleet, look: Connection) -> None:
     lease(look)
     first, second = job(), job()
-    park(fleet, first, second)
+    park(fleet, look, first, second)
     assert ids(fleet.wake([MODEL], 1)) == [first.request_id]  # and the process dies before it sends the message
 
     assert ids(fleet.sweep()) == [second.request_id]  # the first one's wake is too young to be given up
@@ -493,6 +531,42 @@ async def test_the_sweep_frees_slots_whose_claims_outlived_every_deadline(
 
     assert list(claims(look)) == [(alive.request_id, 1)]
     assert busy_of(look, one.session_id) == 1
+
+
+async def test_the_sweep_frees_slots_of_requests_that_have_ended_but_not_of_those_just_claimed(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    lease(look)
+    one = machine(capacity=3)
+    await gateway.announce(one, routable=True)
+    ended, still_open, just_claimed = job(), job(), job()
+    open_requests_of(look, still_open)
+    for wanted in (ended, still_open, just_claimed):
+        assert fleet.claim(wanted, one.session_id, seconds=600)
+    look.execute(
+        "UPDATE claims SET claimed_at = now() - interval '11 seconds' WHERE request_id = ANY(%s)",
+        (ids([ended, still_open]),),
+    )
+
+    fleet.sweep()
+
+    assert set(claims(look)) == {(still_open.request_id, 1), (just_claimed.request_id, 1)}
+    assert_counters_are_true(look)
+
+
+async def test_the_sweep_forgets_machines_that_were_not_announced_for_minutes(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    lease(look)
+    silent, alive = machine(), machine()
+    for one in (silent, alive):
+        await gateway.announce(one, routable=True)
+        look.execute("UPDATE fleet SET updated_at = now() - interval '181 seconds'")
+    await gateway.announce(alive, routable=True)
+
+    fleet.sweep()
+
+    assert [one.session_id for one in await gateway.offers()] == [alive.session_id]
 
 
 async def test_the_sweep_forgets_machines_of_lapsed_and_of_unknown_gateways(

@@ -43,6 +43,13 @@ async def pool(ledger: str) -> AsyncGenerator[AsyncConnectionPool[AsyncConnectio
         yield pool
 
 
+def dead_gateway(look: Connection) -> UUID:
+    """A gateway whose lease lapsed longer ago than the grace."""
+    gateway_id = uuid4()
+    lease(look, gateway_id, lapsed_seconds=GRACE_SECONDS + 1)
+    return gateway_id
+
+
 # --- the sweeper -----------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +98,9 @@ def test_only_the_dead_gateway_s_requests_are_released(scene: SchedulerScene, lo
 
 
 def test_a_request_of_a_gateway_that_nobody_knows_is_released(scene: SchedulerScene, look: Connection) -> None:
+    """It came and went while the database was away, or its row was forgotten."""
     scene.admitted(gateway_id=uuid4())
+    look.execute("UPDATE open_requests SET admitted_at = now() - make_interval(secs => %s)", (GRACE_SECONDS + 1,))
 
     assert scene.scheduler.sweep() == 1
 
@@ -111,7 +120,7 @@ def test_an_expired_hold_is_released_though_its_gateway_lives(scene: SchedulerSc
 
 
 def test_the_log_says_that_a_swept_request_expired(scene: SchedulerScene, look: Connection) -> None:
-    left_open = scene.admitted(gateway_id=uuid4())
+    left_open = scene.admitted(gateway_id=dead_gateway(look))
 
     scene.scheduler.sweep()
 
@@ -121,7 +130,7 @@ def test_the_log_says_that_a_swept_request_expired(scene: SchedulerScene, look: 
 
 
 def test_a_completion_that_comes_after_the_sweep_changes_nothing(scene: SchedulerScene, look: Connection) -> None:
-    left_open = scene.admitted(gateway_id=uuid4())
+    left_open = scene.admitted(gateway_id=dead_gateway(look))
     scene.writer.execute(dispatch(left_open))
     scene.scheduler.sweep()
     balance = balance_of(look, scene.consumer)
@@ -134,7 +143,7 @@ def test_a_completion_that_comes_after_the_sweep_changes_nothing(scene: Schedule
 
 
 def test_a_completion_before_the_sweep_is_kept(scene: SchedulerScene, look: Connection) -> None:
-    done = scene.admitted(gateway_id=uuid4())
+    done = scene.admitted(gateway_id=dead_gateway(look))
     scene.writer.execute(dispatch(done))
     scene.writer.execute(settle(scene.consumer, done, 50))
 
@@ -170,7 +179,7 @@ def test_more_than_one_sweep_takes_are_released_by_the_next(
     scene: SchedulerScene, look: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapters.scheduler.scheduler.SWEEP_REQUESTS_MAX", 2)
-    requests = [scene.admitted(gateway_id=uuid4()) for _ in range(5)]
+    requests = [scene.admitted(gateway_id=dead_gateway(look)) for _ in range(5)]
 
     assert [scene.scheduler.sweep() for _ in range(4)] == [2, 2, 1, 0]
 
@@ -187,7 +196,7 @@ def test_one_request_that_cannot_be_released_does_not_keep_the_others_open(
         "INSERT INTO open_requests VALUES (%s, 'acct-ghost', %s, %s, 1, '2000-01-01Z', '2000-01-02Z')",
         (ghost, GATEWAY, MODEL),
     )
-    left_open = scene.admitted(gateway_id=uuid4())
+    left_open = scene.admitted(gateway_id=dead_gateway(look))
 
     scene.scheduler.sweep()
 
@@ -240,21 +249,33 @@ def test_the_scheduler_s_ends_are_the_gateway_s_ends(scene: SchedulerScene, look
 
 
 class Keeper:
-    """A gateway that keeps its lease in the background, and notes under which id it went on each time it lost it."""
+    """A gateway that keeps its lease in the background, and notes the ids that it lost and those it went on under."""
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection], *, seconds: float = 60.0) -> None:
+        self.lost: list[UUID] = []
         self.went_on_as: list[UUID] = []
-        self.lease = GatewayLease(pool, "http://gateway:8080", seconds=seconds, renew_seconds=0.02, on_lost=self._lost)
+        self.lease = GatewayLease(
+            pool,
+            "http://gateway:8080",
+            seconds=seconds,
+            renew_seconds=0.02,
+            on_lost=lambda: self.lost.append(self.lease.gateway_id),
+            on_renamed=self._renamed,
+        )
 
-    async def _lost(self) -> None:
+    async def _renamed(self) -> None:
         self.went_on_as.append(self.lease.gateway_id)
 
+    async def take(self) -> UUID:
+        await self.lease.take(self.lease.gateway_id)
+        return self.lease.gateway_id
+
     @contextlib.asynccontextmanager
-    async def keeping(self) -> AsyncGenerator[None, None]:
-        await self.lease.take()
+    async def keeping(self) -> AsyncGenerator[UUID, None]:
+        first = await self.take()
         task = asyncio.create_task(self.lease.keep())
         try:
-            yield
+            yield first
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -274,8 +295,7 @@ async def test_a_lease_that_is_kept_is_prolonged_under_the_same_id(
     pool: AsyncConnectionPool[AsyncConnection], look: Connection
 ) -> None:
     keeper = Keeper(pool)
-    first = keeper.lease.gateway_id
-    async with keeper.keeping():
+    async with keeper.keeping() as first:
         look.execute("UPDATE gateways SET lease_until = now() + interval '20 seconds'")
 
         await until_in_loop(lambda: (seconds_left(look, first) or 0) > 30, "the lease is prolonged")
@@ -290,8 +310,7 @@ async def test_a_gateway_whose_lease_lapsed_says_so_and_goes_on_under_a_new_id(
     pool: AsyncConnectionPool[AsyncConnection], look: Connection, how: str
 ) -> None:
     keeper = Keeper(pool)
-    first = keeper.lease.gateway_id
-    async with keeper.keeping():
+    async with keeper.keeping() as first:
         match how:
             case "it lapsed":
                 look.execute("UPDATE gateways SET lease_until = now() - interval '1 second'")
@@ -302,8 +321,9 @@ async def test_a_gateway_whose_lease_lapsed_says_so_and_goes_on_under_a_new_id(
 
         await until_in_loop(lambda: keeper.went_on_as, "the gateway notices")
         [second] = keeper.went_on_as
+        assert keeper.lost == [first]
         assert second == keeper.lease.gateway_id != first
-        await until_in_loop(lambda: (seconds_left(look, second) or 0) > 30, "the new lease is taken")
+        assert (seconds_left(look, second) or 0) > 30
         assert (seconds_left(look, first) or -1.0) < 0
         # And the new one is kept as the old one was.
         look.execute("UPDATE gateways SET lease_until = now() + interval '20 seconds' WHERE gateway_id = %s", (second,))
@@ -313,21 +333,20 @@ async def test_a_gateway_whose_lease_lapsed_says_so_and_goes_on_under_a_new_id(
 
 async def test_a_lapsed_lease_is_never_prolonged(pool: AsyncConnectionPool[AsyncConnection], look: Connection) -> None:
     """Others may have acted on its end already."""
-    first = Keeper(pool)
-    await first.lease.take()
+    keeper = Keeper(pool)
+    first = await keeper.take()
     look.execute("UPDATE gateways SET lease_until = now() - interval '1 millisecond'")
 
-    assert await first.lease._renewed() is False
+    assert await keeper.lease._renewed() is False
 
-    assert (seconds_left(look, first.lease.gateway_id) or 0) < 0
+    assert (seconds_left(look, first) or 0) < 0
 
 
 async def test_a_lost_connection_does_not_cost_the_lease(
     pool: AsyncConnectionPool[AsyncConnection], look: Connection
 ) -> None:
     keeper = Keeper(pool)
-    first = keeper.lease.gateway_id
-    async with keeper.keeping():
+    async with keeper.keeping() as first:
         for _ in range(3):
             terminate_sessions(look)
             look.execute("UPDATE gateways SET lease_until = now() + interval '20 seconds'")
@@ -339,25 +358,22 @@ async def test_a_lease_that_cannot_be_renewed_in_its_time_is_lost(
     pool: AsyncConnectionPool[AsyncConnection], look: Connection
 ) -> None:
     keeper = Keeper(pool, seconds=0.2)
-    first = keeper.lease.gateway_id
-    await keeper.lease.take()
-    # Given a table that answers nobody for longer than the lease lasts
-    with look.transaction():
-        look.execute("LOCK TABLE gateways")
-        task = asyncio.create_task(keeper.lease.keep())
-        await until_in_loop(lambda: keeper.went_on_as, "the gateway gives its lease up by its own clock")
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    assert keeper.went_on_as[0] != first
+    async with keeper.keeping() as first:
+        # Given a table that answers nobody for longer than the lease lasts
+        with look.transaction():
+            look.execute("LOCK TABLE gateways")
+            await until_in_loop(lambda: keeper.lost, "the gateway gives its lease up by its own clock")
+            # Then it goes on under no other name before that has a lease.
+            assert keeper.lease.gateway_id == first
+        await until_in_loop(lambda: keeper.went_on_as, "the gateway goes on")
+    assert keeper.lost[0] == first
 
 
 async def test_an_ended_lease_is_swept_at_once(
     pool: AsyncConnectionPool[AsyncConnection], scene: SchedulerScene, look: Connection
 ) -> None:
     keeper = Keeper(pool)
-    await keeper.lease.take()
-    scene.admitted(gateway_id=keeper.lease.gateway_id)
+    scene.admitted(gateway_id=await keeper.take())
     assert await asyncio.to_thread(scene.scheduler.sweep) == 0
 
     await keeper.lease.end()
@@ -371,39 +387,28 @@ async def test_the_owner_of_a_database_ends_every_lease_before_its_own(
 ) -> None:
     """It starts after a crash: whoever held a lease is dead, and need not be waited for."""
     dead, owner = Keeper(pool), Keeper(pool)
-    await dead.lease.take()
-    left_open = scene.admitted(gateway_id=dead.lease.gateway_id)
+    left_open = scene.admitted(gateway_id=await dead.take())
 
     await owner.lease.end_all()
-    await owner.lease.take()
-    kept = scene.admitted(gateway_id=owner.lease.gateway_id)
+    kept = scene.admitted(gateway_id=await owner.take())
 
     assert await asyncio.to_thread(scene.scheduler.sweep) == 1
     assert list(open_requests(look)) == [kept]
     assert names_of(look, left_open)[-1] == "RequestReleased"
 
 
-async def test_a_request_admitted_while_the_gateway_changes_its_id_is_not_swept(
+async def test_what_a_gateway_admits_under_its_new_id_is_not_swept(
     pool: AsyncConnectionPool[AsyncConnection], scene: SchedulerScene, look: Connection
 ) -> None:
-    """A gateway that goes on under a new id takes requests under it; they are as alive as the gateway."""
-    swept: list[int] = []
+    """Whatever id it goes by from the moment it goes by it, that id has a lease."""
+    keeper = Keeper(pool)
+    async with keeper.keeping() as first:
+        look.execute("UPDATE gateways SET lease_until = now() - interval '1 second'")
+        await until_in_loop(lambda: keeper.lease.gateway_id != first, "the gateway has a new id")
+        await scene.writer.run(admit(scene.consumer, 10, gateway_id=keeper.lease.gateway_id))
 
-    async def admit_and_sweep() -> None:
-        request = admit(scene.consumer, 10, gateway_id=keeper.gateway_id)
-        await scene.writer.run(request)
-        swept.append(await asyncio.to_thread(scene.scheduler.sweep))
+        assert await asyncio.to_thread(scene.scheduler.sweep) == 0
 
-    keeper = GatewayLease(pool, "", seconds=60, renew_seconds=0.02, on_lost=admit_and_sweep)
-    await keeper.take()
-    task = asyncio.create_task(keeper.keep())
-    look.execute("UPDATE gateways SET lease_until = now() - interval '1 second'")
-    await until_in_loop(lambda: swept, "the gateway goes on under its new id")
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-    assert swept == [0]
     assert len(open_requests(look)) == 1
 
 

@@ -819,11 +819,11 @@ def test_an_unreadable_event_of_another_writer_does_not_keep_the_head_locked(led
     consumer = account()
     with running(ledger) as writer:
         writer.execute(grant(consumer, 1))
-        # Given an event that a newer build appended
+        # Given an event that a newer build appended to a wallet that this one has in its cache
         with look.transaction():
             look.execute(
-                "INSERT INTO events SELECT 3, %s, 1, 'Wallet.FromTheFuture', recorded_at, '{}' FROM ledger_head",
-                (uuid4(),),
+                "INSERT INTO events SELECT 3, %s, 2, 'Wallet.FromTheFuture', recorded_at, '{}' FROM ledger_head",
+                (Wallet.id_of(consumer),),
             )
             look.execute("UPDATE ledger_head SET position = 3")
         # When this build's writer meets it

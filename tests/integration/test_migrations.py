@@ -13,7 +13,7 @@ from adapters.postgres import migrate
 from adapters.postgres.migrate import DatabaseUnreachable, SchemaTooNew, SchemaTooOld, ServerTooOld
 from tests.support.ledger_commands import account, grant
 from tests.support.ledger_tables import assert_books_are_sound, balance_of
-from tests.support.ledger_waiting import Connection, in_thread, until_sessions_wait
+from tests.support.ledger_waiting import Connection, in_thread, until, until_sessions_wait
 from tests.support.ledger_writers import running
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -60,6 +60,15 @@ def catalogue(inside: Connection) -> list[tuple[Any, ...]]:
 def tables(inside: Connection) -> set[str]:
     rows = inside.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
     return {row[0] for row in rows}
+
+
+def until_lock_is_free(inside: Connection) -> None:
+    """A session that was closed ends a moment later on the server, and its locks with it."""
+
+    def is_free() -> bool:
+        return inside.execute("SELECT pg_try_advisory_lock(%s)", (migrate._MIGRATION_LOCK,)).fetchone() == (True,)
+
+    until(is_free, "the lock of the migrations is free")
 
 
 def test_an_empty_database_becomes_a_ledger_that_works(empty_database: str, inside: Connection) -> None:
@@ -112,7 +121,7 @@ def test_upgrades_at_the_same_time_take_turns_and_all_succeed(empty_database: st
 def test_an_upgrade_leaves_no_lock_behind(empty_database: str, inside: Connection) -> None:
     migrate.upgrade(empty_database)
 
-    assert inside.execute("SELECT pg_try_advisory_lock(%s)", (migrate._MIGRATION_LOCK,)).fetchone() == (True,)
+    until_lock_is_free(inside)
 
 
 @pytest.mark.parametrize("check", [migrate.upgrade, migrate.require_current], ids=["upgrade", "require_current"])
@@ -132,7 +141,7 @@ def test_a_database_of_a_newer_build_is_refused_and_stays_as_it_is(
         check(empty_database)
 
     assert [*catalogue(inside), *inside.execute("SELECT version_num FROM alembic_version").fetchall()] == before
-    assert inside.execute("SELECT pg_try_advisory_lock(%s)", (migrate._MIGRATION_LOCK,)).fetchone() == (True,)
+    until_lock_is_free(inside)
 
 
 def test_an_empty_database_is_not_current_and_looking_changes_nothing(empty_database: str, inside: Connection) -> None:

@@ -75,6 +75,16 @@ def lease(look: Connection, gateway_id: UUID = GATEWAY, *, lapsed_seconds: float
     )
 
 
+def open_requests_of(look: Connection, *jobs: DispatchJob) -> None:
+    """Let jobs belong to requests that are admitted and not ended, without a ledger behind them."""
+    for one in jobs:
+        look.execute(
+            "INSERT INTO open_requests (request_id, account_id, gateway_id, model, reserved_micro_usd, admitted_at, "
+            "expires_at) VALUES (%s, %s, %s, %s, 1, now(), now() + interval '1 hour') ON CONFLICT DO NOTHING",
+            (one.request_id, one.account_id, one.reply_to, one.model),
+        )
+
+
 def busy_of(look: Connection, session_id: str) -> int:
     row = look.execute("SELECT busy FROM fleet WHERE session_id = %s", (session_id,)).fetchone()
     assert row is not None

@@ -131,6 +131,7 @@ CREATE UNLOGGED TABLE claims (
     gateway_id uuid NOT NULL,
     model text NOT NULL,
     output_tokens bigint NOT NULL,
+    claimed_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
     PRIMARY KEY (request_id, attempt)
 );
