@@ -179,7 +179,7 @@ def _only(neutral: tuple[Any, ...], what: str) -> Callable[[str, Any], None]:
     """Lets through what asks for nothing."""
 
     def check(name: str, value: Any) -> None:
-        if value not in neutral:
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
             raise InvalidRequest(f"{what} not supported here; leave '{name}' out.", param=name)
 
     return check
@@ -198,13 +198,13 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "n": _only((1,), "More than one choice is"),
     "best_of": _only((1,), "More than one choice is"),
     "response_format": _only(({"type": "text"},), "A response format other than plain text is"),
-    "logprobs": _only((False, 0), "Log probabilities are"),
+    "logprobs": _only((False,), "Log probabilities are"),
     "top_logprobs": _only((0,), "Log probabilities are"),
     "logit_bias": _only(({},), "Token biases are"),
     "tools": _only(([],), "Tools are"),
     "tool_choice": _only(("none", "auto"), "Tools are"),
     "functions": _only(([],), "Functions are"),
-    "function_call": _only(("none", "auto"), "Functions are"),
+    "function_call": _only(("none",), "Functions are"),
     "modalities": _only((["text"],), "Output other than text is"),
     "audio": _only((), "Audio output is"),
     "prediction": _only((), "Predicted output is"),

@@ -112,8 +112,9 @@ _REQUIRED_CAPABILITIES = tuple(
 
 def clamp(value: float, high: float) -> float:
     """A reported number inside of 0 to ``high``; what is no number is 0."""
-    bounded = min(max(value, 0.0), high)  # first, because an integer can be too large for a float
-    return bounded if math.isfinite(bounded) else 0.0
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0
+    return min(max(value, 0.0), high)
 
 
 def slots_of(capacity: BackendCapacity | None) -> dict[str, SlotState]:

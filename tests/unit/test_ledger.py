@@ -254,7 +254,7 @@ class TestSettlement:
     def test_a_settlement_for_another_account_fails_without_a_trace(self, ledger: MemoryLedger) -> None:
         given(ledger, grant("ada", 5_000), grant("ben", 5_000), admit("ada"), dispatch())
         recorded = len(ledger.log)
-        with pytest.raises(KeyError):
+        with pytest.raises(UnknownRequest):
             ledger.execute(settle("ben"))
         assert len(ledger.log) == recorded
         assert ledger.state_of(InferenceRequest, str(REQUEST)).end is None

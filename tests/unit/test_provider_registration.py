@@ -186,10 +186,6 @@ class TestAttestation:
     def test_no_attestation_of_its_own_reaches_hardware_trust(self) -> None:
         assert identity(register(attestation(trustLevel="hardware"))).trust_level == "self_signed"
 
-    def test_a_machine_without_an_attestation_is_known_by_its_encryption_key(self) -> None:
-        first, again, other = identity(register()), identity(register()), identity(register(public_key=OTHER_KEY))
-        assert first.machine_id == again.machine_id != other.machine_id
-
     def test_an_encryption_key_cannot_be_chosen_to_look_like_a_signing_key(self) -> None:
         text = base64.b64decode(signing.public_key_text(KEY)).decode("latin-1")
         assert identity(register(public_key=text)).machine_id != identity(register(attestation())).machine_id

@@ -18,7 +18,7 @@ from mlx_lm import batch_generate, load, stream_generate
 from mlx_lm.models.llama import Model, ModelArgs
 
 from models import train_tiny
-from models.conversations import ANSWER_CHARACTERS_MAX, QUESTIONS, conversations
+from models.conversations import QUESTIONS, conversations
 from models.corpus import (
     SENTENCE_CHARACTERS_MAX,
     Section,
@@ -197,25 +197,6 @@ def test_conversations_depend_on_nothing_but_sections_and_seed() -> None:
     sections = [Section("A hold", ("It waits here.", "It ends there.")), Section("API keys", ("They open doors.",))]
     once, again = (list(conversations(sections, np.random.default_rng(7))) for _ in range(2))
     assert once == again
-
-
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), seed=st.integers(0, 2**32))
-@settings(deadline=None)
-def test_each_sentence_is_said_by_the_assistant_in_answers_of_bounded_length(lengths: list[int], seed: int) -> None:
-    sentences = tuple(f"Number {number} {'very ' * length}long." for number, length in enumerate(lengths))
-    chats = list(conversations([Section("Numbers", sentences)], np.random.default_rng(seed)))
-    answers = [turn.content for chat in chats for turn in chat if turn.role == "assistant"]
-    assert all(any(sentence in answer for answer in answers) for sentence in sentences)
-    assert all(len(answer) <= ANSWER_CHARACTERS_MAX for answer in answers)
-
-
-def test_turns_alternate_after_an_optional_system_prompt() -> None:
-    sections = [Section("A hold", tuple(f"It is number {number}." for number in range(50)))]
-    chats = list(conversations(sections, np.random.default_rng(3)))
-    assert {chat[0].role for chat in chats} == {"system", "user"}
-    for chat in chats:
-        roles = [turn.role for turn in chat if turn.role != "system"]
-        assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
 def test_a_question_about_a_heading_has_one_answer() -> None:
