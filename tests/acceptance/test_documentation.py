@@ -26,7 +26,6 @@ import pytest
 from adapters.settings import Settings
 from agent import cli as agent_cli
 from agent import errors as agent_errors
-from agent.dialects import chat_request as agent_chat_request
 from api import cli as coordinator_cli
 from api import edge
 from api.consumer import chat_request
@@ -336,16 +335,6 @@ def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
             with pytest.raises(errors.InvalidRequest) as refused:
                 chat_request.parse_chat(valid | {member: ["something"]})
             assert refused.value.param == member
-
-
-def test_members_that_are_refused_by_the_machine_pass_the_gateway() -> None:
-    text = sections(reference("http-api"), 3)["Members that are refused by name"]
-    sentence = text[text.index("These members are") : text.index("each unless")]
-    for member in codes(sentence):
-        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], member: "something"}
-        forwarded = chat_request.body_for_machine(chat_request.parse_chat(body), 16)
-        with pytest.raises(agent_errors.JobRefused, match=member):
-            agent_chat_request.parse(forwarded)
 
 
 def test_members_that_are_ignored_do_not_reach_a_machine() -> None:
