@@ -8,11 +8,30 @@ The read models' own statements stand with them in ``projections``.
 LOCK_HEAD = "SELECT position, recorded_at FROM ledger_head FOR UPDATE"
 """Take the log's one lock; nobody else decides or appends until this transaction ends."""
 
+HEAD_POSITION = "SELECT position FROM ledger_head"
+
+CLOCK = "SELECT clock_timestamp()"
+"""One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
+
 LOAD_AGGREGATES = """
-SELECT originator_id, originator_version, topic, state FROM events
-WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version
+WITH wanted AS (
+    SELECT * FROM unnest(%s::uuid[], %s::int[]) AS wanted (originator_id, class_version)
+), base AS (
+    SELECT s.originator_id, s.originator_version, s.state
+    FROM wanted JOIN snapshots s USING (originator_id, class_version)
+)
+SELECT originator_id, originator_version, NULL AS topic, state FROM base
+UNION ALL
+SELECT e.originator_id, e.originator_version, e.topic, e.state
+FROM wanted LEFT JOIN base USING (originator_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM events e
+    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(base.originator_version, 0)
+) e
+ORDER BY originator_id, originator_version
 """
-"""The whole history of some aggregates."""
+"""The histories of some aggregates: the snapshot of their class's version, if there is one, then the events after
+it. One statement, so that both are of one moment."""
 
 LOG_TAIL = """
 SELECT originator_id, originator_version, topic, state FROM events
@@ -28,9 +47,19 @@ WITH ORDINALITY AS batch (originator_id, originator_version, topic, state, ordin
 """
 """A batch of events at gapless positions after the head."""
 
+KEEP_SNAPSHOTS = """
+INSERT INTO snapshots (originator_id, originator_version, class_version, state)
+SELECT * FROM unnest(%s::uuid[], %s::int[], %s::int[], %s::bytea[])
+ON CONFLICT (originator_id) DO UPDATE SET originator_version = excluded.originator_version,
+    class_version = excluded.class_version, state = excluded.state
+"""
+"""Written under the head's lock together with the events that they cover, so a newer one always replaces an older."""
+
 MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
 
 NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
+
+COMMIT_WITHOUT_WAITING = "SET LOCAL synchronous_commit TO off"
 
 EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE position = %s"
 """Whether a batch whose commit got no answer was committed: its first event stands there or does not."""

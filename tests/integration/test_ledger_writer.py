@@ -693,7 +693,7 @@ def test_stopping_writes_all_that_is_queued(ledger: str, look: Connection) -> No
         until(lambda: writer._queue.qsize() >= 5, "the rest is queued")
         until_sessions_wait(look, 1)
         stopped = in_thread(writer.stop)
-        until(writer._stopping.is_set, "the writer is told to stop")
+        until(lambda: writer._stopping, "the writer is told to stop")
         with pytest.raises(LedgerUnavailable):
             writer.execute(grant(consumer, 1_000))
 

@@ -427,8 +427,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _check_cache(self) -> None:
         """Also after a failed command: what the cache holds is what the log says, no more."""
-        for aggregate_id, cached in self.ledger.cache._aggregates.items():
-            expected = self.shadow.get(aggregate_id, type(cached)(aggregate_id))
+        for cached in self.ledger.cache._aggregates.values():
+            expected = self.shadow.get(cached.id, type(cached)(cached.id))
             assert state(cached) == state(expected), "a cached aggregate differs from its events"
 
     def _check_replay(self, written: Written) -> None:
