@@ -97,13 +97,18 @@ class ThreadPublisher:
     def __init__(self, broker: RabbitmqBroker) -> None:
         self._broker = broker
         self._waiting: Queue[tuple[Message[Any], Future[None]] | None] = Queue(PUBLISH_WAITING_MAX)
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="scheduler-publisher", daemon=True)
         self._thread.start()
 
     async def send(self, message: Message[Any]) -> None:
         done: Future[None] = Future()
         try:
-            self._waiting.put_nowait((message, done))
+            with self._closing:
+                if self._closed:
+                    raise SchedulerUnavailable(SchedulerUnavailable.__doc__)
+                self._waiting.put_nowait((message, done))
         except Full:
             raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from None
         try:
@@ -113,7 +118,11 @@ class ThreadPublisher:
             raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from error
 
     def close(self) -> None:
-        self._waiting.put(None)
+        """Publish what was handed over, and take nothing more."""
+        with self._closing:
+            closed_before, self._closed = self._closed, True
+        if not closed_before:
+            self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:

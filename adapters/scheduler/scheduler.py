@@ -94,7 +94,7 @@ class Scheduler:
                 passed_over=full,
             )
             if choice is None:
-                return None
+                return self._claimed_before(job, candidates)
             session_id = choice.candidate.snapshot.session_id
             try:
                 if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
