@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -35,9 +36,10 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        raise PortTaken(
-            f"cannot listen on {host} port {port} ({error.strerror}); choose another with --port, or stop what uses it"
-        ) from None
+        advice = "choose another with --port, or stop what uses it"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            advice = "give --host an address of this machine, such as 127.0.0.1"
+        raise PortTaken(f"cannot listen on {host} port {port} ({error.strerror}); {advice}") from None
     return bound
 
 
