@@ -37,7 +37,7 @@ ADMIN = Actor("admin", "operator")
 
 
 def _explain(command: F) -> F:
-    """Turn the failures that an operator can mend into one line and exit code 1."""
+    """Turn the failures that an operator can mend into one line and exit code 1, and Ctrl-C into 130."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -47,6 +47,8 @@ def _explain(command: F) -> F:
             raise click.ClickException(str(error)) from None
         except psycopg.OperationalError as error:
             raise click.ClickException(f"the database failed: {str(error).splitlines()[0]}") from None
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
 
     return wrapped  # type: ignore[return-value]  # the wrapper has the command's own signature
 
@@ -233,8 +235,6 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
 
 
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:
