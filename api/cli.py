@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from adapters.postgres import credentials, migrate
 from adapters.postgres.embedded import EmbeddedPostgresError
+from adapters.scheduler.brokers import BrokerUnusable
 from adapters.settings import Settings
 from api import bootstrap, server
 from domain.errors import DarkbloomError
@@ -30,20 +31,24 @@ from domain.money import NotAnAmount, format_usd, parse_usd
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_MENDABLE = (EmbeddedPostgresError, migrate.DatabaseUnusable, BrokerUnusable, server.PortTaken, DarkbloomError)
+
 ADMIN = Actor("admin", "operator")
 
 
 def _explain(command: F) -> F:
-    """Turn the failures that an operator can mend into one line and exit code 1."""
+    """Turn the failures that an operator can mend into one line and exit code 1, and Ctrl-C into 130."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (EmbeddedPostgresError, migrate.DatabaseUnusable, server.PortTaken, DarkbloomError) as error:
+        except _MENDABLE as error:
             raise click.ClickException(str(error)) from None
         except psycopg.OperationalError as error:
             raise click.ClickException(f"the database failed: {str(error).splitlines()[0]}") from None
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
 
     return wrapped  # type: ignore[return-value]  # the wrapper has the command's own signature
 
@@ -65,8 +70,10 @@ def _start_logging() -> None:
         raise click.ClickException("DARKBLOOM_LOG must be debug, info, warning or error")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # These log frames, statements or messages, all of which may carry what must not be logged.
-    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "pika", "httpx", "httpcore", "alembic"):
+    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs a dozen lines and a traceback for each failed connection, which we report in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     for name in ("dramatiq", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
 
@@ -228,8 +235,6 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
 
 
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:

@@ -88,7 +88,9 @@ WHERE gateway_id = %s AND lease_until > now() RETURNING gateway_id
 """
 """Only a lease that still stands can be renewed: once lapsed, others may act on its end."""
 
-END_LEASE = "UPDATE gateways SET lease_until = '-infinity' WHERE gateway_id = %s"
+END_LEASE = "UPDATE gateways SET lease_until = least(lease_until, now()) WHERE gateway_id = %s"
+"""A gateway that stops in order. The ends that it handed to the scheduler have the grace of a lapsed lease."""
+
 END_ALL_LEASES = "UPDATE gateways SET lease_until = '-infinity' WHERE lease_until > now()"
 """For the one process that owns an embedded database: whoever held a lease before it is dead."""
 
@@ -118,9 +120,11 @@ RETURNING greatest(capacity - busy, 0)
 """
 """Keep one connected machine true; returns its free slots. ``busy`` moves only with claims, so it is left alone."""
 
+# Whoever changes claims locks their machines' rows first, so that two of them never wait for each other.
+
 WITHDRAW_MACHINE = """
-WITH gone AS (DELETE FROM claims WHERE session_id = %(session_id)s)
-DELETE FROM fleet WHERE session_id = %(session_id)s
+WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id)
+DELETE FROM claims WHERE session_id = %(session_id)s AND (SELECT count(*) FROM gone) >= 0
 """
 
 CANDIDATES = """
@@ -149,7 +153,13 @@ FROM slot RETURNING session_id
 """Take one slot, or none. Counter, claim and the end of waiting go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
-WITH gone AS (DELETE FROM claims WHERE request_id = %s AND attempt = %s RETURNING session_id)
+WITH held AS (
+    SELECT f.session_id FROM fleet f JOIN claims c USING (session_id)
+    WHERE c.request_id = %(request_id)s AND c.attempt = %(attempt)s FOR UPDATE OF f
+), gone AS (
+    DELETE FROM claims WHERE request_id = %(request_id)s AND attempt = %(attempt)s AND (SELECT count(*) FROM held) >= 0
+    RETURNING session_id
+)
 UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id RETURNING fleet.models
 """
 """Give a slot back; giving it back twice does nothing."""
@@ -161,6 +171,9 @@ SELECT snapshot FROM fleet
 WHERE routable AND gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
 """
 """A gateway's routable machines, all or those that offer one model."""
+
+LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
+"""One request at a time looks at the queue of a model and joins it; else several would take its last place."""
 
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
@@ -189,14 +202,26 @@ RETURNING w.message
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 
 SWEEP_FLEET = """
-WITH lapsed AS (
+WITH lapsed AS MATERIALIZED (
     SELECT f.session_id FROM fleet f LEFT JOIN gateways g USING (gateway_id)
     WHERE g.gateway_id IS NULL OR g.lease_until < now() OR f.updated_at < now() - interval '3 minutes'
-), stale_claims AS (
-    DELETE FROM claims c WHERE expires_at < now() OR session_id IN (SELECT session_id FROM lapsed)
-        OR (claimed_at < now() - interval '10 seconds'
+    FOR UPDATE OF f SKIP LOCKED
+), stale AS MATERIALIZED (
+    SELECT c.request_id, c.attempt, c.session_id FROM claims c
+    WHERE c.expires_at < now() OR c.session_id IN (SELECT session_id FROM lapsed)
+        OR (c.claimed_at < now() - interval '10 seconds'
             AND NOT EXISTS (SELECT FROM open_requests r WHERE r.request_id = c.request_id))
-    RETURNING session_id
+), held AS MATERIALIZED (
+    SELECT session_id FROM fleet
+    WHERE session_id IN (SELECT session_id FROM stale EXCEPT SELECT session_id FROM lapsed) FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT c.request_id, c.attempt FROM claims c JOIN stale s USING (request_id, attempt)
+    WHERE c.session_id IN (SELECT session_id FROM held UNION SELECT session_id FROM lapsed)
+        OR NOT EXISTS (SELECT FROM fleet f WHERE f.session_id = c.session_id)
+    FOR UPDATE OF c SKIP LOCKED
+), stale_claims AS (
+    DELETE FROM claims c USING free f WHERE c.request_id = f.request_id AND c.attempt = f.attempt
+    RETURNING c.session_id
 ), stale_waiters AS (
     DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
 ), lost_wakes AS (
@@ -209,6 +234,6 @@ WITH lapsed AS (
 DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
 """
 """Forget machines of lapsed gateways or without a heartbeat, and claims whose request has ended or expired; let
-requests whose wake was lost be woken again."""
+requests whose wake was lost be woken again. What somebody else is just changing is left to the next sweep."""
 
 WAITING_MODELS = "SELECT DISTINCT model FROM waiters WHERE woken_at IS NULL AND deadline > now()"
