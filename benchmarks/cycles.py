@@ -23,6 +23,7 @@ from domain.wallet import EarningCredited, HoldCaptured, HoldPlaced, Promotional
 
 EVENTS_PER_CYCLE = 8
 ACCOUNTS = 500
+PROVIDERS = 50
 MACHINES = 200
 MODELS = tuple(f"acme/model-{number}-8bit" for number in range(6))
 BEGINNING = datetime(2026, 5, 1, tzinfo=UTC)
@@ -79,7 +80,8 @@ class _Books:
         request_id = UUID(int=random.getrandbits(128), version=4)
         key, job_id = str(request_id), str(job_id_of(request_id, 1))
         account_id = f"acct_{random.randrange(ACCOUNTS):024x}"
-        provider, machine_id = f"prov_{random.randrange(MACHINES):024x}", f"{random.randrange(MACHINES):064x}"
+        machine = random.randrange(MACHINES)
+        provider, machine_id = f"prov_{machine % PROVIDERS:024x}", f"{machine:064x}"
         prompt, output = random.randrange(20, 4_000), random.randrange(1, 2_000)
         reserved, cost = QUOTE.charge_micro_usd(prompt, 2_048), QUOTE.charge_micro_usd(prompt, output)
         model, expires_at = MODELS[random.randrange(len(MODELS))], self.now + timedelta(hours=1)
