@@ -21,7 +21,9 @@ from psycopg import sql
 from projections import tables
 from projections.page import Connection
 from projections.projection import Projection
+from projections.registry import INLINE, replaying
 from projections.replay import PAGE_EVENTS, Replay
+from projections.runner import ADVANCE_TRACKING, ENSURE_TRACKING
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,6 @@ LIMIT_WAIT = "SELECT set_config('lock_timeout', %s, true)"
 ANALYZE = "ANALYZE {}"
 DROP_TABLE = "DROP TABLE {}"
 MOVE_TABLE = "ALTER TABLE {} SET SCHEMA {}"
-SET_TRACKING = "UPDATE projection_tracking SET position = %s, failure = NULL, failed_at = NULL WHERE name = ANY(%s)"
 
 
 class RebuildFailed(Exception):
@@ -76,16 +77,18 @@ class Rebuilt(NamedTuple):
     held_seconds: float
 
 
-def rebuild(dsn: str, projections: Sequence[Projection], *, page_events: int = PAGE_EVENTS) -> Rebuilt:
-    """Rebuild the tables of these fresh projections from the first event on.
+def rebuild(dsn: str, names: Sequence[str] = (), *, page_events: int = PAGE_EVENTS) -> Rebuilt:
+    """Rebuild the named read models, or all, from the first event on.
 
     It needs sessions of its own (no transaction pooler) and the rights of the tables' owner.
 
     Raises:
+        UnknownProjection: there is no such read model.
         RebuildFailed: one of the reasons above.
         EventNotReadable: an event cannot be read by this build.
     """
     began = time.monotonic()
+    projections = replaying(tuple(names))
     schema = f"shadow_{secrets.token_hex(4)}"
     with psycopg.connect(dsn, autocommit=True) as guard, _alone(guard), psycopg.connect(dsn, autocommit=True) as admin:
         _drop_leftovers(admin)
@@ -132,6 +135,7 @@ class _Rebuild:
         for name in self.names:
             tables.create_shadow(self._admin, name)
         self._run(at_once)
+        self._admin.execute(ENSURE_TRACKING, ([name for name in self.names if name not in INLINE],))
 
     def open_lane(self, connection: Connection, _: Sequence[Projection]) -> None:
         self._use_schema(connection)
@@ -174,7 +178,7 @@ class _Rebuild:
                 admin.execute(sql.SQL(DROP_TABLE).format(old))
                 new = sql.Identifier(self._schema, name)
                 admin.execute(sql.SQL(MOVE_TABLE).format(new, sql.Identifier(tables.LIVE)))
-            admin.execute(SET_TRACKING, (row[0], self.names))
+            admin.execute(ADVANCE_TRACKING, (row[0], self.names))
             admin.execute(sql.SQL(DROP_SCHEMA).format(sql.Identifier(self._schema)))
         return row[0], time.monotonic() - began
 
