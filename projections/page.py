@@ -63,11 +63,12 @@ class Page:
     def _decode(self, topic: str) -> list[Recorded[Any]]:
         decode = events.decode
         decoded: list[Recorded[Any]] = []
-        for position, recorded_at, _, state in self._stored.pop(topic, ()):
+        for position, recorded_at, _, state in self._stored.get(topic, ()):
             try:
                 decoded.append((position, recorded_at, decode(topic, state)))
             except (events.UnknownEvent, events.UnreadableEvent) as error:
                 raise EventNotReadable(position, topic, error) from error
+        self._stored.pop(topic, None)
         return decoded
 
 

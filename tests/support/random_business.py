@@ -1,10 +1,9 @@
-"""A seeded random business over the ledger: every command, in any order, many at a time, repeated and refused ones too."""
+"""A seeded random business over the ledger: every command, many at a time, repeated and refused ones too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -21,18 +20,6 @@ OWNERS = ["", "acct_0", "acct_1", "prov_0", "prov_1", "prov_1"]
 """Whom each machine earns for: one for nobody, two for accounts that also consume."""
 
 AT_A_TIME = 60
-
-
-class SteppingClock:
-    """Gives each batch a later time, by up to some hours: a short run covers many minutes and days."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = Random(seed)
-        self._now = datetime(2026, 5, 1, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self._now += timedelta(seconds=self._random.choice((0, 1, 20, 7_200)), microseconds=self._random.randrange(10**6))
-        return self._now
 
 
 def do_business(writer: LedgerWriter, operations: int, seed: int) -> None:
