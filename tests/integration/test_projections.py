@@ -357,7 +357,7 @@ class Pooled(psycopg.Connection[Any]):
         with super().transaction(*args, **options) as transaction:
             yield transaction
         if outermost:
-            self.execute("DISCARD ALL")
+            self.pgconn.exec_(b"DISCARD ALL")  # the client side must not notice
 
 
 def test_behind_a_transaction_pooler_everything_is_applied_though_no_notification_comes(
