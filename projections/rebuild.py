@@ -68,6 +68,10 @@ class TablesInUse(RebuildFailed):
     """Somebody reads the tables in a transaction that does not end; end it and rebuild again. Nothing was changed."""
 
 
+class TablesTied(RebuildFailed):
+    """Something was made on the tables that new ones would not have; drop it first. Nothing was changed."""
+
+
 class Rebuilt(NamedTuple):
     """``position`` is where the new tables stand; ``held_seconds`` how long nothing could be written."""
 
@@ -127,7 +131,13 @@ class _Rebuild:
         self._only_adding = [projection.name for projection in projections if projection.only_adds]
 
     def make_tables(self) -> None:
-        """Empty tables with their keys and indexes, which those that are only added to get later."""
+        """Empty tables with their keys and indexes, which those that are only added to get later.
+
+        Raises:
+            TablesTied: there are views, triggers or the like on the live tables.
+        """
+        if tied := tables.tied_to(self._admin, self.names):
+            raise TablesTied(f"{TablesTied.__doc__} ({', '.join(tied)})")
         at_once = tables.index_definitions(self._admin, [name for name in self.names if name not in self._only_adding])
         self._indexes_for_later = tables.index_definitions(self._admin, self._only_adding)
         self._admin.execute(sql.SQL(CREATE_SCHEMA).format(sql.Identifier(self._schema)))

@@ -26,6 +26,10 @@ COLLECT_AFTER = 1_000_000
 """A page's events are freed when the page is done. At its usual pace the collector of cycles would look through them
 many times in between, for a third of the whole time."""
 
+PREPARE_SESSION = "SELECT set_config('TimeZone', 'UTC', false), set_config('synchronous_commit', 'off', false)"
+"""Times arrive without a conversion, and no page waits for the disk: what a crash could lose is thrown away anyway, and
+the commit that puts a rebuilt table in place writes all before it to the disk as well."""
+
 OpenLane = Callable[[Connection, Sequence[Projection]], None]
 """Makes a new session ready for a lane: from then on the plain names of its tables are those to fill."""
 
@@ -50,6 +54,7 @@ class Replay:
         with ExitStack() as stack:
             for lane in self._lanes:
                 lane.connection = stack.enter_context(psycopg.connect(self._dsn, autocommit=True))
+                lane.connection.execute(PREPARE_SESSION)
                 self._open_lane(lane.connection, lane.projections)
             self._pool = stack.enter_context(ThreadPoolExecutor(len(self._lanes), thread_name_prefix="replay"))
             stack.callback(self._stopping.set)

@@ -39,6 +39,21 @@ WHERE relnamespace = 'public'::regnamespace AND relname = ANY(%(tables)s) AND g.
 """The statements for what LIKE leaves out: settings of the storage, and who else may use the table. Run them where
 another schema comes first in the search path."""
 
+TIED_TO = """
+WITH live AS (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(%s))
+SELECT 'trigger ' || tgname FROM pg_trigger JOIN live ON tgrelid = live.oid WHERE NOT tgisinternal
+UNION SELECT 'policy ' || polname FROM pg_policy JOIN live ON polrelid = live.oid
+UNION SELECT 'foreign key ' || conname FROM pg_constraint JOIN live ON live.oid IN (conrelid, confrelid)
+    WHERE contype = 'f'
+UNION SELECT 'view ' || ev_class::regclass FROM pg_rewrite r
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid JOIN live ON d.refobjid = live.oid
+UNION SELECT 'publication ' || pubname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+    JOIN live ON r.prrelid = live.oid
+UNION SELECT 'right on column ' || attname FROM pg_attribute JOIN live ON attrelid = live.oid WHERE attacl IS NOT NULL
+ORDER BY 1
+"""
+"""What belongs to these very tables and would be lost with them."""
+
 PRIMARY_KEY = """
 SELECT a.attname FROM pg_index i
 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS key (attnum, place)
@@ -62,6 +77,11 @@ def create_temporary(connection: Connection, table: str) -> None:
 def index_definitions(connection: Connection, tables: Sequence[str]) -> list[str]:
     """The statements for the live tables' keys and indexes."""
     return [row[0] for row in connection.execute(INDEX_DEFINITIONS, (list(tables),))]
+
+
+def tied_to(connection: Connection, tables: Sequence[str]) -> list[str]:
+    """What others made on the live tables, such as a view or a trigger, by kind and name."""
+    return [row[0] for row in connection.execute(TIED_TO, (list(tables),))]
 
 
 def primary_key(connection: Connection, table: str) -> list[str]:

@@ -18,7 +18,7 @@ from projections import rebuild as rebuild_module
 from projections.balances import BALANCE_OF
 from projections.diff import replay_and_compare
 from projections.page import EventNotReadable
-from projections.rebuild import RebuildRunning, TablesInUse, rebuild
+from projections.rebuild import RebuildRunning, TablesInUse, TablesTied, rebuild
 from projections.registry import INLINE, READ_MODELS, lagging
 from projections.runner import ProjectionRunner
 from tests.integration.test_migrations import catalogue
@@ -222,6 +222,31 @@ def test_an_event_that_cannot_be_read_leaves_the_tables_as_they_were(kept: str, 
     look.execute("UPDATE events SET topic = topic, state = 'x' WHERE position = %s", (position,))
 
     with pytest.raises(EventNotReadable):
+        rebuild(kept)
+
+    assert tables(look) == before
+    assert shadows(look) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        ("CREATE VIEW totals AS SELECT * FROM usage_totals", "view totals"),
+        (
+            "CREATE TRIGGER same BEFORE UPDATE ON usage_totals FOR EACH ROW "
+            "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            "trigger same",
+        ),
+        ("GRANT SELECT (requests) ON usage_totals TO PUBLIC", "right on column requests"),
+    ],
+)
+def test_what_would_be_lost_with_a_table_is_named_and_nothing_is_done(
+    kept: str, look: Connection, made: str, name: str
+) -> None:
+    look.execute(made)
+    before = tables(look)
+
+    with pytest.raises(TablesTied, match=f"drop it first.*{name}"):
         rebuild(kept)
 
     assert tables(look) == before
