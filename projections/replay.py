@@ -104,9 +104,7 @@ class _Lane:
                     raise ReplayStopped
                 position = min(behind.values())
                 names = [name for name, at in behind.items() if at == position]
-                # No further than where one of them ends, or where another one waits to join.
-                ends = [limits[name] for name in names] + [at for at in behind.values() if at > position]
-                self._apply(names, position, min(position + self._page_events, *ends))
+                self._apply(names, position, min(position + self._page_events, *(limits[name] for name in names)))
         except BaseException:
             self._stopping.set()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from domain.eventsourced import DomainEvent
 from domain.requests import RequestSettled
@@ -35,7 +35,7 @@ class UsageMinute:
         sums: Sums[tuple[datetime]] = {}
         for _, _, event in page.of(RequestSettled):
             if not event.free:
-                minute = event.timestamp.astimezone(UTC).replace(second=0, microsecond=0)
+                minute = event.timestamp.replace(second=0, microsecond=0)
                 add_to(sums, (minute,), 1, event.prompt_tokens, event.completion_tokens)
         if sums:
             connection.execute(UPSERT, columns_of(sums))

@@ -48,9 +48,7 @@ def lag(as_json: bool, data_dir: Path | None) -> None:
 
 @click.command()
 @projection_option
-@click.option(
-    "--to-position", type=click.IntRange(0), help="Replay only so far. Default: to where the table stands."
-)
+@click.option("--to-position", type=click.IntRange(0), help="Replay only so far. Default: to where the table stands.")
 @json_option
 @data_dir_option
 @explained

@@ -330,6 +330,26 @@ def test_a_runner_leaves_a_page_alone_that_another_one_is_just_applying(
     assert set(tracked(look).values()) == {head_of(look)}
 
 
+def test_a_page_that_another_runner_applied_in_between_is_not_applied_again(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a runner that has seen where the projections stand, and another one that is faster
+    business(writer)
+    slow = make_runner(ledger)
+    advance = slow._advance
+
+    def overtaken(*seen: Any) -> bool:
+        make_runner(ledger).catch_up()
+        return advance(*seen)
+
+    monkeypatch.setattr(slow, "_advance", overtaken)
+    # When the first one comes to apply what it saw
+    slow.catch_up()
+    # Then it finds nothing to do.
+    assert [one.failure for one in lag_of(look)] == [None, None]
+    assert len(rows(look, "provider_earnings")) == 4
+
+
 def test_a_runner_takes_over_when_the_one_that_was_applying_dies(
     ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +381,11 @@ class Pooled(psycopg.Connection[Any]):
 
 
 def test_behind_a_transaction_pooler_everything_is_applied_though_no_notification_comes(
-    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+    ledger: str,
+    writer: LedgerWriter,
+    look: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(runner_module, "PAGE_EVENTS", 5)  # many transactions, enough for prepared statements
     monkeypatch.setattr(runner_module, "IDLE_SECONDS", 0.05)
@@ -375,6 +399,7 @@ def test_behind_a_transaction_pooler_everything_is_applied_though_no_notificatio
     finally:
         runner.stop()
 
+    assert caplog.messages == [], "nothing was lost and taken up again"
     assert len(rows(look, "provider_earnings")) == 8
     assert {line.code: (line.debit_micro_usd, line.credit_micro_usd) for line in current_trial_balance(look)} == (
         balances_by_fold(look)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -123,6 +123,13 @@ def test_a_window_rolls_by_the_second_though_the_table_has_days(look: Connection
 
     assert network_totals(look, window="24h", now=NOW).earnings_micro_usd == 1_110
     assert network_totals(look, window="7d", now=NOW).earnings_micro_usd == 1_111
+
+
+def test_days_are_those_of_utc_wherever_an_event_s_clock_stood(look: Connection) -> None:
+    late = datetime(2026, 5, 19, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
+    apply(look, settled(1, timestamp=late))
+
+    assert look.execute("SELECT day::text FROM leaderboard_daily").fetchall() == [("2026-05-20",)]
 
 
 @pytest.mark.parametrize("window", WINDOWS)

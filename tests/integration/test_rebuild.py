@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from adapters.postgres.writer import LedgerWriter
 from projections import rebuild as rebuild_module
@@ -23,8 +24,8 @@ from projections.registry import INLINE, READ_MODELS, lagging
 from projections.runner import ProjectionRunner
 from tests.integration.test_migrations import catalogue
 from tests.support.ledger_commands import account, grant
-from tests.support.ledger_tables import assert_books_are_sound, head_of
-from tests.support.ledger_waiting import Connection, head_locked, in_thread, until
+from tests.support.ledger_tables import assert_books_are_sound, balance_of, head_of
+from tests.support.ledger_waiting import Connection, head_locked, in_thread, until, until_sessions_wait
 from tests.support.ledger_writers import running
 from tests.support.random_business import do_business
 
@@ -177,6 +178,30 @@ def test_writers_readers_and_runners_go_on_through_rebuilds(
     assert len(set(positions)) > 1, "nothing was written between two rebuilds"
     assert_tables_follow_from_the_log(ledger)
     assert_books_are_sound(look)
+
+
+def test_what_is_written_at_the_moment_of_the_swap_waits_and_is_not_lost(
+    kept: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given somebody who writes right after the last stretch was replayed
+    consumer = account()
+    written: list[Future[Any]] = []
+    advance = rebuild_module._Rebuild._advance
+
+    def then_write(self: Any, replay: Any, position: int) -> None:
+        advance(self, replay, position)
+        if self._admin.info.transaction_status == TransactionStatus.INTRANS:
+            written.append(in_thread(lambda: writer.execute(grant(consumer, 5))))
+            until_sessions_wait(look, 1)
+
+    monkeypatch.setattr(rebuild_module._Rebuild, "_advance", then_write)
+    # When the tables are swapped
+    rebuild(kept)
+    # Then the write comes after them.
+    assert written[0].result(30).balance_micro_usd == 5
+    assert balance_of(look, consumer) == 5
+    catch_up(kept)
+    assert_tables_follow_from_the_log(kept)
 
 
 def lags(look: Connection) -> list[int]:
