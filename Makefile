@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck check tiny-model lock clean
+.PHONY: demo test lint typecheck check replay-campaign tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -20,6 +20,11 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	@$(BIN)/mypy
+
+# Replays the log of a random business and compares it with the live tables. A failure prints its seed; set SEED to it.
+replay-campaign: export OPERATIONS ?= 100000
+replay-campaign: $(STAMP)
+	@$(BIN)/python -m pytest -q -s -o timeout=0 -k whatever_the_pages_and_restarts_were tests/integration/test_replay.py
 
 # Trains the model that demo and tests use, on this repository's documentation. Under five minutes on two cores.
 tiny-model: $(STAMP)

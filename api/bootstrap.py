@@ -39,9 +39,8 @@ from domain.dispatch import DispatchJob
 from domain.routing import Policy
 from projections.balances import Balances
 from projections.books import StoredBooks
-from projections.earnings import Earnings
-from projections.journal import JournalLines
 from projections.open_requests import OpenRequests
+from projections.registry import lagging
 from projections.runner import ProjectionRunner
 from projections.usage import UsageEntries
 
@@ -97,7 +96,7 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
 
 @contextmanager
 def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
-    runner = ProjectionRunner(dsn, [Earnings(), JournalLines()])
+    runner = ProjectionRunner(dsn, lagging())
     runner.start()
     try:
         yield runner
