@@ -1,0 +1,26 @@
+"""``darkbloomd audit``: what an auditor can do with only read access to a database."""
+
+from __future__ import annotations
+
+import click
+
+from api.auditors import commands_keys, commands_proofs
+
+
+@click.group()
+def audit() -> None:
+    """Check the books: balances, proofs, invariants."""
+
+
+for _command in (
+    commands_proofs.verify,
+    commands_proofs.export_events,
+    commands_proofs.checkpoint,
+    commands_proofs.prove,
+    commands_proofs.verify_inclusion,
+    commands_proofs.verify_consistency,
+    commands_keys.keys,
+    commands_keys.announce_key,
+    commands_keys.retire_key,
+):
+    audit.add_command(_command)
