@@ -53,7 +53,7 @@ async def prove_inclusion(
         return proofs.prove_inclusion(event, hashed, steps, signed)
     except (TreeDamaged, ProofRejected) as error:
         log.critical("position %d cannot be proven: %s", position, error)
-        raise InternalError(f"Position {position} does not match the signed log. The operator has been told.") from None
+        raise InternalError(f"Position {position} does not match what was signed. Tell the operator.") from None
 
 
 async def prove_consistency(transparency: TransparencyLog, old_size: int, new_size: int | None) -> ConsistencyProof:
@@ -75,7 +75,7 @@ async def prove_consistency(transparency: TransparencyLog, old_size: int, new_si
         old_root, new_root, *steps = await transparency.tree.roots([(0, old_size), (0, end), *ranges])
     except TreeDamaged as error:
         log.critical("the stored tree is damaged: %s", error)
-        raise InternalError("The stored tree is damaged. The operator has been told.") from None
+        raise InternalError("The stored tree does not match what was signed. Tell the operator.") from None
     return ConsistencyProof(
         old_size=old_size,
         new_size=end,
