@@ -172,6 +172,8 @@ def _in_words(verdict: Verdict) -> str:
         return f"ok: {verdict.events} events, {verdict.covered} of them covered by a checkpoint; {verdict.reason}"
     if verdict.first_bad_position is not None:
         where = f"first bad position {verdict.first_bad_position}"
+        if verdict.range is not None and verdict.range[0] < verdict.first_bad_position:
+            where += f" (nothing vouches for those from {verdict.range[0]} on)"
     elif verdict.range is not None:
         where = f"the first bad position is between {verdict.range[0]} and {verdict.range[1]}"
     else:

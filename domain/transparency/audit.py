@@ -31,8 +31,9 @@ AGGREGATES_MAX = 100_000
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an export.
 
-    ``covered`` is the number of events, from the first on, that a checkpoint vouches for. When the export is bad,
-    ``first_bad_position`` is exact or null, and the first bad event is never outside of ``range``.
+    ``covered`` is the number of events, from the first on, that a checkpoint vouches for. ``first_bad_position`` is the
+    first one that is shown to be bad, or null. What was rewritten without a contradiction may begin before it, but
+    never before the first position of ``range``: a checkpoint or the earlier copy vouches for all that stands there.
     """
 
     ok: bool
@@ -52,11 +53,13 @@ class EarlierRejected(ValueError):
 
 
 class _Bad(Exception):
-    def __init__(self, reason: str, *, position: int | None = None, span: tuple[int, int] | None = None) -> None:
+    """``position`` is bad, or some position up to ``upto`` is."""
+
+    def __init__(self, reason: str, *, position: int | None = None, upto: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.position = position
-        self.range = span or (None if position is None else (position, position))
+        self.upto = position if upto is None else upto
 
 
 def ordered(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -90,13 +93,14 @@ def verify(
     try:
         run.follow(iter(lines))
     except _Bad as bad:
+        first = run.vouched + 1
         return Verdict(
             ok=False,
             events=run.tree.size,
             covered=run.covered,
             reason=bad.reason,
-            first_bad_position=bad.position,
-            range=bad.range,
+            first_bad_position=first if bad.upto == first else bad.position,
+            range=None if bad.upto is None else (first, bad.upto),
         )
     tail = run.tree.size - run.covered
     reason = f"the {tail} events after the last checkpoint are covered by none" if tail else "every event is covered"
@@ -117,6 +121,11 @@ class _Run:
         self._on_hash = on_hash
         self._traces = _Traces()
         self._trace: int | None = None
+
+    @property
+    def vouched(self) -> int:
+        """How many events, from the first on, are known to be as they were."""
+        return max(self.covered, self._known)
 
     def follow(self, lines: Iterator[bytes]) -> None:
         digest = hashlib.sha256()
@@ -163,12 +172,10 @@ class _Run:
             return
         checkpoint = self._checkpoints.pop(0)
         if checkpoint.root != self.tree.root():
-            first = max(self.covered, self._known) + 1
             reason = f"the events up to position {checkpoint.size} do not have the root that the checkpoint has"
             if self._trace is not None:
                 reason += f"; position {self._trace} contradicts what stands before it"
-            span = (first, checkpoint.size)
-            raise _Bad(reason, position=first if first == checkpoint.size else None, span=span)
+            raise _Bad(reason, upto=checkpoint.size)
         self.covered = self.tree.size
         self._trace = None
 

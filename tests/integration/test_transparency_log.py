@@ -89,7 +89,8 @@ def many_events(look: Connection, count: int) -> None:
     with look.transaction():
         look.execute(
             "INSERT INTO events SELECT n, gen_random_uuid(), 1, 'Test.Happened', '2026-01-01'::timestamptz + n * "
-            "interval '1 microsecond', convert_to(repeat('ä', n %% 700), 'UTF8') FROM generate_series(%s::int, %s::int) n",
+            "interval '1 microsecond', convert_to(repeat('ä', n %% 700), 'UTF8') "
+            "FROM generate_series(%s::int, %s::int) n",
             (head + 1, head + count),
         )
         look.execute("UPDATE ledger_head SET position = %s", (head + count,))
