@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
+import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
 
@@ -38,6 +40,7 @@ from api.ports import Caller, UsageRow
 from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
+from domain.errors import InvalidRequest
 from domain.routing import Policy
 from domain.transparency.note import VerifySignature
 from projections.balances import Balances
@@ -121,6 +124,16 @@ def notary_of(settings: Settings) -> KeyFileNotary | None:
     if settings.database_url:
         return None
     return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
+
+
+@contextmanager
+def notary_and_database(settings: Settings) -> Generator[tuple[KeyFileNotary, psycopg.Connection[Any]], None, None]:
+    """For commands that change the keys of the checkpoints. Raises InvalidRequest without a key file."""
+    notary = notary_of(settings)
+    if notary is None:
+        raise InvalidRequest("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
+    with database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        yield notary, connection
 
 
 @contextmanager

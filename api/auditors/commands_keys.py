@@ -29,11 +29,7 @@ def keys(data_dir: Path | None) -> None:
 @explained
 def announce_key(data_dir: Path | None) -> None:
     """Make a successor to the present key. From the next checkpoint on, both sign."""
-    settings = settings_of(data_dir=data_dir)
-    notary = bootstrap.notary_of(settings)
-    if notary is None:
-        raise click.ClickException("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
-    with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+    with bootstrap.notary_and_database(settings_of(data_dir=data_dir)) as (notary, connection):
         try:
             with connection.transaction():
                 checkpoints.published_signers(connection, notary)
@@ -52,11 +48,7 @@ def announce_key(data_dir: Path | None) -> None:
 @explained
 def retire_key(key_id: str, data_dir: Path | None) -> None:
     """Let a key sign no more. Its public half stays published, for the checkpoints that it signed."""
-    settings = settings_of(data_dir=data_dir)
-    notary = bootstrap.notary_of(settings)
-    if notary is None:
-        raise click.ClickException("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
-    with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+    with bootstrap.notary_and_database(settings_of(data_dir=data_dir)) as (notary, connection):
         try:
             staying = [signer for signer in notary.signers() if signer.key.key_id.hex() != key_id]
         except ValueError as error:

@@ -66,14 +66,16 @@ def read_checkpoints(
             try:
                 signed = note.parse(text)
                 found.append(checkpoint.read(signed))
-                if keys:
-                    note.verify(signed, keys, verify_signature)
+                if keys and found[-1].origin not in {key.name for key in note.verify(signed, keys, verify_signature)}:
+                    raise Unreadable(f"{path}: the checkpoint is of another log than the key")
             except MalformedNote as error:
                 raise Unreadable(f"{path} holds something that is no checkpoint: {error}") from None
             except SignatureInvalid as error:
                 raise Tampered(f"{path}: {error}") from None
             except NotSignedByKey:
                 raise Unreadable(f"{path}: none of the keys given has signed the checkpoint") from None
+    if len({made.origin for made in found}) > 1:
+        raise Unreadable("the checkpoints are of different logs")
     if not keys:
         click.echo("no --key was given: signatures are not checked, the checkpoints are taken as they are", err=True)
     return found
