@@ -53,8 +53,7 @@ CHARGE_OF_JOB = """
 SELECT captured.position FROM usage_entries u
 JOIN events settled ON settled.position = u.position
 JOIN events captured ON captured.position > u.position AND captured.position <= u.position + 8
-WHERE u.job_id = %(job_id)s AND u.account_id = %(account_id)s AND captured.originator_id = %(wallet_id)s
-    AND captured.topic = 'Wallet.HoldCaptured'
+WHERE u.job_id = %(job_id)s AND captured.originator_id = %(wallet_id)s AND captured.topic = 'Wallet.HoldCaptured'
     AND convert_from(captured.state, 'UTF8')::jsonb ->> 'hold_id'
         = convert_from(settled.state, 'UTF8')::jsonb ->> 'request_id'
 """
@@ -63,8 +62,7 @@ WHERE u.job_id = %(job_id)s AND u.account_id = %(account_id)s AND captured.origi
 EARNING_OF_JOB = """
 SELECT credited.position FROM provider_earnings p
 JOIN events credited ON credited.position > p.position AND credited.position <= p.position + 8
-WHERE p.job_id = %(job_id)s AND p.account_id = %(account_id)s AND credited.originator_id = %(wallet_id)s
-    AND credited.topic = 'Wallet.EarningCredited'
+WHERE p.job_id = %(job_id)s AND credited.originator_id = %(wallet_id)s AND credited.topic = 'Wallet.EarningCredited'
     AND convert_from(credited.state, 'UTF8')::jsonb ->> 'reference' = p.job_id::text
 """
 """Where a provider's wallet was credited for a job."""
@@ -148,9 +146,9 @@ class StoredTree:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
 
-    async def position_of_job(self, job_id: UUID, account_id: str, wallet_id: UUID) -> int | None:
-        """Where the account's wallet paid for a job, or earned by it."""
-        parameters = {"job_id": job_id, "account_id": account_id, "wallet_id": wallet_id}
+    async def position_of_job(self, job_id: UUID, wallet_id: UUID) -> int | None:
+        """Where a wallet paid for a job, or earned by it."""
+        parameters = {"job_id": job_id, "wallet_id": wallet_id}
         async with self._connect() as connection:
             for statement in (CHARGE_OF_JOB, EARNING_OF_JOB):
                 row = await (await connection.execute(statement, parameters, prepare=True)).fetchone()

@@ -93,7 +93,7 @@ class TransparencyFollower:
         wished = False
         while not self._stopping.is_set():
             moved = self._advance(connection)
-            if not moved and self._is_due(wished=wished):
+            if self._is_due(wished=wished):
                 wished = False
                 self._sign(connection)
             if moved:
@@ -123,5 +123,5 @@ class TransparencyFollower:
         self._signed_last = time.monotonic()
         try:
             checkpoints.publish(connection, self._notary)
-        except (CheckpointRefused, TreeDamaged) as error:
+        except (CheckpointRefused, TreeDamaged, OSError) as error:
             log.critical("no checkpoint was signed: %s", error)

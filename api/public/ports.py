@@ -29,8 +29,8 @@ class PublicKey(Protocol):
 
 
 class Tree(Protocol):
-    async def position_of_job(self, job_id: UUID, account_id: str, wallet_id: UUID) -> int | None:
-        """Where the account's wallet paid for a job, or earned by it."""
+    async def position_of_job(self, job_id: UUID, wallet_id: UUID) -> int | None:
+        """Where a wallet paid for a job, or earned by it."""
         ...
 
     async def event(self, position: int, wallet_id: UUID | None = None) -> LoggedEvent | None:

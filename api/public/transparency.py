@@ -52,14 +52,13 @@ async def get_consistency(request: Request) -> Response:
 async def get_inclusion(request: Request) -> Response:
     """The proof of an event of one's own wallet: by ``position``, or the charge or earning of a ``job_id``."""
     coordinator: Coordinator = request.app.state.coordinator
-    account_id = await _account_of(request, coordinator)
-    wallet_id = Wallet.id_of(account_id)
+    wallet_id = Wallet.id_of(await _account_of(request, coordinator))
     position = _number(request, "position")
     job_id = _job_id(request)
     if (position is None) == (job_id is None):
         raise InvalidRequest("Name the event with 'position' or with 'job_id', one of the two.", param="job_id")
     if job_id is not None:
-        position = await coordinator.transparency.tree.position_of_job(job_id, account_id, wallet_id)
+        position = await coordinator.transparency.tree.position_of_job(job_id, wallet_id)
     if position is None:
         raise NotFound("The log holds no charge and no earning of yours for that job.")
     size = _number(request, "size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -24,7 +25,7 @@ from domain.transparency.leaf import LoggedEvent
 from domain.transparency.note import VerifierKey
 from domain.transparency.proofs import ConsistencyProof, InclusionProof
 from tests.support.machine import MODEL, Machine
-from tests.support.processes import Coordinator, Key, coordinator, eventually
+from tests.support.processes import Books, Coordinator, Key, Process, coordinator, darkbloomd, eventually
 
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "verify-the-log.md"
@@ -178,6 +179,49 @@ async def test_the_key_of_the_embedded_default_is_closed_to_others(
     for name in ("checkpoint.key", "checkpoint.key.signed"):
         assert stat.S_IMODE((folder / "data" / name).stat().st_mode) == 0o600
     assert "PRIVATE" not in embedded.process.log()
+
+
+def test_a_projecting_process_of_its_own_signs_with_the_key_that_it_is_given(database: str, tmp_path: Path) -> None:
+    given = {
+        "DARKBLOOM_DATABASE_URL": database,
+        "DARKBLOOM_CHECKPOINT_KEY_FILE": str(tmp_path / "checkpoint.key"),
+        "DARKBLOOM_LOG_ORIGIN": "example.org/ledger",
+        "DARKBLOOM_CHECKPOINT_SECONDS": "0.2",
+    }
+    books = Books(database)
+    without = {"DARKBLOOM_DATABASE_URL": database}
+    processes = [
+        Process(name, darkbloomd("project"), tmp_path, environment)
+        for name, environment in (("signs", given), ("follows", without))
+    ]
+    try:
+        for process in processes:
+            process.ready_line()
+        books.open_account(5)
+        [[origin]] = eventually(
+            lambda: books.rows("SELECT split_part(note, E'\\n', 1) FROM checkpoints"), "a checkpoint"
+        )
+        assert origin == "example.org/ledger"
+        assert "signs no checkpoints" in processes[1].log()
+    finally:
+        for process in processes:
+            assert process.terminate() == 0
+
+
+def test_the_benchmark_reports_what_it_promises(postgres_server: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.proofs", "--json", "--leaves", "2000"],
+        env=os.environ | {"DARKBLOOM_DATABASE_URL": postgres_server},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+
+    report = json.loads(done.stdout)
+    assert report["leaves"] == 2_000
+    assert report["inclusion_proof_bytes"] == 32 * 11
+    assert min(report.values()) > 0
 
 
 async def test_the_commands_of_the_how_to_page_work_as_they_stand(

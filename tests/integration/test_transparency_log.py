@@ -202,7 +202,7 @@ def test_what_stands_in_the_tree_is_never_changed_or_removed(
     checkpoints.publish(look, notary)
 
     for statement in (
-        "UPDATE transparency_tiles SET hashes = set_byte(hashes, 40, 1 + get_byte(hashes, 40) %% 255)",
+        "UPDATE transparency_tiles SET hashes = set_byte(hashes, 20, 255 - get_byte(hashes, 20))",
         "UPDATE transparency_tiles SET hashes = substring(hashes FOR 32) WHERE level = 0",
         "UPDATE transparency_tiles SET number = number + 7",
         "DELETE FROM transparency_tiles",
@@ -215,7 +215,7 @@ def test_what_stands_in_the_tree_is_never_changed_or_removed(
         "TRUNCATE checkpoint_keys",
     ):
         with pytest.raises(psycopg.errors.RaiseException, match="only grows"):
-            look.execute(statement.replace("%%", "%").encode())
+            look.execute(statement.encode())
     assert stored_root(look) == root_by_hand(look)
 
 
@@ -279,6 +279,35 @@ def test_a_running_follower_signs_in_good_time_and_when_somebody_wishes(
     with following(ledger, notary, seconds=0.05):
         grow(writer)
         until(lambda: (found := newest(look)) is not None and found.size == head_of(look), "a checkpoint in time")
+
+
+def test_a_log_that_never_rests_is_signed_as_well(ledger: str, look: Connection, notary: KeyFileNotary) -> None:
+    class Busy(TransparencyFollower):
+        def _advance(self, connection: Connection) -> bool:
+            super()._advance(connection)
+            return True  # there is always something to add
+
+    many_events(look, 3)
+    follower = Busy(ledger, notary, checkpoint_seconds=0.05)
+    follower.start()
+    try:
+        until(lambda: newest(look) is not None, "a checkpoint")
+    finally:
+        follower.stop()
+
+
+def test_a_disk_that_cannot_remember_stops_the_signing_and_not_the_tree(
+    ledger: str, look: Connection, notary: KeyFileNotary, caplog: pytest.LogCaptureFixture
+) -> None:
+    notary.create()
+    notary._memory.mkdir()  # nothing can be written in its place
+    many_events(look, 3)
+    with following(ledger, notary, seconds=0.01):
+        until(lambda: "no checkpoint was signed" in caplog.text, "a refusal")
+        many_events(look, 3)
+        until(lambda: transparency.tree_size(look) == 6, "the tree goes on")
+
+    assert newest(look) is None
 
 
 @pytest.mark.parametrize("what", ["rewritten", "cut"])
@@ -468,7 +497,7 @@ async def test_a_charge_and_an_earning_are_found_by_those_whose_wallets_they_mov
     # When each of them asks for each job, then everyone finds what moved the own wallet and nothing else
     for job_id, (payer, cost) in jobs.items():
         for who in (consumer, other, provider):
-            position = await log.tree.position_of_job(job_id, who, Wallet.id_of(who))
+            position = await log.tree.position_of_job(job_id, Wallet.id_of(who))
             if who not in (payer, provider):
                 assert position is None
                 continue
