@@ -22,5 +22,6 @@ for _command in (
     commands_keys.keys,
     commands_keys.announce_key,
     commands_keys.retire_key,
+    commands_keys.follow_keys,
 ):
     audit.add_command(_command)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from domain.transparency import checkpoint, merkle, note
+from domain.transparency import checkpoint, merkle, note, succession
 from domain.transparency.checkpoint import Checkpoint
 from domain.transparency.merkle import ProofRejected
 from domain.transparency.note import MalformedNote, Signer, VerifierKey
@@ -144,14 +144,9 @@ def keys(connection: Connection) -> list[PublishedKey]:
     return [_key(row) for row in connection.execute(KEYS).fetchall()]
 
 
-def announcement_text(origin: str, successor: VerifierKey) -> str:
-    """What the keys of a log sign to announce a successor. No checkpoint can look like it."""
-    return f"{origin}\nsuccessor {successor}\n"
-
-
 def announce(connection: Connection, signers: Sequence[Signer], successor: Signer) -> str:
     """Publish a successor, signed by the present keys and by itself. Returns the note."""
-    signed = str(note.sign(announcement_text(signers[0].key.name, successor.key), [*signers, successor]))
+    signed = str(succession.announce(signers, successor))
     connection.execute(INSERT_KEY, (successor.key.key_id.hex(), str(successor.key), signed))
     return signed
 

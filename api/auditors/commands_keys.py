@@ -5,12 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 import psycopg
 
 from api import bootstrap
+from api.auditors.evidence import Tampered, Unreadable, existing_file, key_option, read_keys, read_text
 from api.command_line import data_dir_option, explained, settings_of
+from domain.transparency import succession
+from domain.transparency.note import MalformedNote, SignatureInvalid
 from projections import checkpoints
 from projections.checkpoints import CheckpointRefused
+
+
+class _Published(msgspec.Struct):
+    announcement: str | None
+
+
+class _KeyList(msgspec.Struct):
+    """What GET /v1/transparency/keys answers, as far as trust needs it."""
+
+    keys: list[_Published]
 
 
 @click.command()
@@ -62,3 +76,23 @@ def retire_key(key_id: str, data_dir: Path | None) -> None:
         notary.write(staying)
         checkpoints.retire(connection, leaving[0])
     click.echo(f"key {key_id} signs no more")
+
+
+@click.command(name="follow-keys")
+@click.argument("published", type=existing_file)
+@key_option
+def follow_keys(published: Path, keys: tuple[str, ...]) -> None:
+    """Print the keys that follow from those that you trust, without any database."""
+    trusted = read_keys(keys)
+    if not trusted:
+        raise Unreadable("say with --key which key you trust")
+    try:
+        listed = msgspec.json.decode(read_text(published), type=_KeyList).keys
+        announcements = [entry.announcement for entry in listed if entry.announcement]
+        found = succession.follow(trusted, announcements, bootstrap.verify_signature)
+    except (msgspec.DecodeError, MalformedNote) as error:
+        raise Unreadable(f"{published} is not what GET /v1/transparency/keys answers: {error}") from None
+    except SignatureInvalid as error:
+        raise Tampered(str(error)) from None
+    for key in found:
+        click.echo(str(key))

@@ -18,6 +18,8 @@ from api.auditors.evidence import (
     TAMPERED,
     Tampered,
     Unreadable,
+    existing_file,
+    key_option,
     lines_of,
     read_checkpoints,
     read_keys,
@@ -38,7 +40,6 @@ from projections import transparency
 
 P = TypeVar("P", bound=msgspec.Struct)
 
-existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 new_file = click.Path(dir_okay=False, path_type=Path)
 
 checkpoint_option = click.option(
@@ -48,12 +49,6 @@ checkpoint_option = click.option(
     multiple=True,
     required=True,
     help="A file with one or more signed checkpoints; may be given several times.",
-)
-key_option = click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    help="A public key of the log, or a file of them; without one, signatures are not checked.",
 )
 
 

@@ -17,6 +17,16 @@ TAMPERED = 1
 UNREADABLE = 2
 
 
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+key_option = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    help="A public key of the log, or a file of them; without one, signatures are not checked.",
+)
+
+
 class Unreadable(click.ClickException):
     """What was given cannot serve as evidence, for or against."""
 

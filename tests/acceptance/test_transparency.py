@@ -228,7 +228,7 @@ async def test_the_commands_of_the_how_to_page_work_as_they_stand(
     embedded: Coordinator, paid: Paid, folder: Path, tmp_path: Path
 ) -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```$", HOW_TO.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     proven(embedded, paid.consumer.secret, job_id=paid.job_id)
     script = "set -euxo pipefail\n" + "\n".join(blocks).replace("http://127.0.0.1:8080", embedded.url)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DARKBLOOM_")} | {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.crypto.notary import Ed25519Signer, KeyFileNotary, KeyFileUnusable, verify_ed25519
-from domain.transparency import checkpoint, merkle, note, proofs
+from domain.transparency import checkpoint, merkle, note, proofs, succession
 from domain.transparency.merkle import ProofRejected, leaf_hash
 from domain.transparency.note import MalformedNote, NotSignedByKey, SignatureInvalid, VerifierKey
 from tests.support.transparency import ORIGIN, OTHER_SIGNER, SIGNER, checkpoint_of, log_of, root_of, signed
@@ -117,6 +117,35 @@ def test_what_is_not_exactly_a_note_is_refused(bad: str) -> None:
 def test_what_is_not_exactly_a_verifier_key_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match="key"):
         note.parse_verifier_key(bad)
+
+
+# --- the next key ----------------------------------------------------------------------------------------------------
+
+THIRD_SIGNER = Ed25519Signer(ORIGIN, bytes(range(2, 34)))
+
+
+def test_trust_goes_from_key_to_key_and_never_to_a_stranger() -> None:
+    second = str(succession.announce([SIGNER], OTHER_SIGNER))
+    third = str(succession.announce([OTHER_SIGNER], THIRD_SIGNER))
+    keys = [SIGNER.key, OTHER_SIGNER.key, THIRD_SIGNER.key]
+
+    assert succession.follow(keys[:1], [second, third], verify_ed25519) == keys
+    assert succession.follow(keys[1:2], [second, third], verify_ed25519) == keys[1:]
+    assert succession.follow(keys[:1], [third], verify_ed25519) == keys[:1]
+    assert succession.follow(keys[2:], [second], verify_ed25519) == keys[2:]
+
+
+def test_an_announcement_that_was_changed_is_noticed() -> None:
+    honest = succession.announce([SIGNER], OTHER_SIGNER)
+    alone = str(honest._replace(signatures=honest.signatures[:1]))
+    redirected = str(honest).replace(str(OTHER_SIGNER.key), str(THIRD_SIGNER.key))
+
+    for bad in (alone, redirected):
+        with pytest.raises(SignatureInvalid):
+            succession.follow([SIGNER.key], [bad], verify_ed25519)
+    for no_announcement in (signed(LOG), str(note.sign(f"other\nsuccessor {OTHER_SIGNER.key}\n", [SIGNER]))):
+        with pytest.raises(MalformedNote):
+            succession.follow([SIGNER.key], [no_announcement], verify_ed25519)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
