@@ -201,6 +201,9 @@ def demo(prompt: str, model_path: Path) -> None:
 main.add_command(audit)
 
 
+main.add_command(audit)
+
+
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:
     bound = server.bind(settings.host, settings.port)
     host, port = bound.getsockname()[:2]

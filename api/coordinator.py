@@ -13,6 +13,7 @@ from api.inbox import Switchboard
 from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
+from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
@@ -43,6 +44,7 @@ class Coordinator:
         *,
         ledger: Ledger,
         books: Books,
+        transparency: TransparencyLog,
         credentials: Credentials,
         jobs: Jobs,
         fleet: Fleet,
@@ -57,6 +59,7 @@ class Coordinator:
     ) -> None:
         self.ledger = ledger
         self.books = books
+        self.transparency = transparency
         self.credentials = credentials
         self.jobs = jobs
         self.fleet = fleet

@@ -321,7 +321,7 @@ def test_every_reason_why_an_attempt_failed_is_described() -> None:
 def test_every_error_is_in_the_table_or_named_as_one_that_http_never_shows() -> None:
     text = sections(reference("http-api"), 2)["Errors"]
     table = {(row[0], codes(row[1])[0], codes(row[2])[0]) for row in rows(text)}
-    never_shown = {errors.NotFound, errors.UnknownRequest, errors.Conflict}
+    never_shown = {errors.UnknownRequest, errors.Conflict}
     raised = subclasses(errors.DarkbloomError) - never_shown
     assert {(str(cls.http_status), cls.type, cls.code or cls.type) for cls in raised} == table
     for cls in never_shown:
