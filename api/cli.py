@@ -10,53 +10,25 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import get_args
 
 import click
 import psycopg
-from pydantic import ValidationError
 
 from adapters.postgres import credentials, migrate
-from adapters.postgres.embedded import EmbeddedPostgresError
 from adapters.settings import Settings
 from api import bootstrap, server
-from domain.errors import DarkbloomError
+from api.audit_cli import audit
+from api.command_line import data_dir_option
+from api.command_line import explain as _explain
+from api.command_line import read_settings as _settings
 from domain.eventsourced import Actor
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 ADMIN = Actor("admin", "operator")
-
-
-def _explain(command: F) -> F:
-    """Turn the failures that an operator can mend into one line and exit code 1."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (EmbeddedPostgresError, migrate.DatabaseUnusable, server.PortTaken, DarkbloomError) as error:
-            raise click.ClickException(str(error)) from None
-        except psycopg.OperationalError as error:
-            raise click.ClickException(f"the database failed: {str(error).splitlines()[0]}") from None
-
-    return wrapped  # type: ignore[return-value]  # the wrapper has the command's own signature
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(
-            ": ".join([*(f"DARKBLOOM_{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
-            for problem in error.errors()
-        )
-        raise click.ClickException(f"the settings are not valid: {problems}") from None
 
 
 def _start_logging() -> None:
@@ -71,13 +43,13 @@ def _start_logging() -> None:
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
 
 
-data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded database lives.")
-
-
 @click.group()
 @click.version_option(version("darkbloom"), message="darkbloomd %(version)s")
 def main() -> None:
     """Darkbloom's coordinator: gateway, scheduler and ledger."""
+
+
+main.add_command(audit)
 
 
 @main.command()
@@ -138,17 +110,20 @@ def migrate_command(data_dir: Path | None) -> None:
 
 @main.group()
 def keys() -> None:
-    """API keys of consumers."""
+    """API keys of consumers, auditors and admins."""
 
 
 @keys.command(name="create")
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
+@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
 @_explain
-def create_key(account: str | None, credit: str, name: str, as_json: bool, data_dir: Path | None) -> None:
+def create_key(
+    account: str | None, credit: str, name: str, role: credentials.Role, as_json: bool, data_dir: Path | None
+) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
         amount = parse_usd(credit)
@@ -170,12 +145,13 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64])
+            key = credentials.create_api_key(connection, account_id, name[:64], role)
     if as_json:
         facts = {
             "api_key": key.secret,
             "key_id": key.key_id,
             "account_id": account_id,
+            "role": role,
             "credit_usd": format_usd(amount),
         }
         click.echo(json.dumps(facts))
