@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -44,7 +45,7 @@ def export(
 def _complete(file: Path) -> Generator[BinaryIO, None, None]:
     """Write a file that only appears under its name once it is complete."""
     if str(file) == "-":
-        yield click.get_binary_stream("stdout")
+        yield sys.stdout.buffer
         return
     partial = file.with_name(f".{file.name}.partial")
     try:

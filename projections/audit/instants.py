@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -16,6 +16,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 SETTLED_SECONDS = 120
 """A transaction takes far less than this; so nothing can still be recorded at a time that lies longer back."""
+
+BEFORE_THE_LOG = datetime(2020, 1, 1, tzinfo=UTC)
+"""The time of position 0, which stands in the head of an empty log."""
 
 HEAD_AND_CLOCK = "SELECT position, recorded_at, now() FROM ledger_head"
 
@@ -98,7 +101,7 @@ def at_position(connection: Connection, position: int) -> AsOf:
     if not 0 <= position <= head.position:
         raise InvalidRequest(f"The log has the positions 0 to {head.position} now.", param="position")
     row = connection.execute(RECORDED_AT, (position,)).fetchone()
-    return AsOf(position, row[0] if row else head.recorded_at, final=True)
+    return AsOf(position, row[0] if row else BEFORE_THE_LOG, final=True)
 
 
 def at_time(connection: Connection, at: datetime, *, name: str = "at") -> AsOf:
@@ -133,7 +136,7 @@ def between(connection: Connection, start: datetime | None, end: datetime | None
     """
     upto = at_time(connection, end, name="to") if end else at_head(connection)
     if start is None:
-        return Stretch(AsOf(0, head_of(connection).recorded_at, final=True), upto)
+        return Stretch(AsOf(0, BEFORE_THE_LOG, final=True), upto)
     after = at_time(connection, start, name="from")
     if end is not None and end < start:
         raise InvalidRequest("'to' lies before 'from'.", param="to")
