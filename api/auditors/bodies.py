@@ -16,8 +16,13 @@ BODY_BYTES_MAX = 64 * 1024
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
-    """Raises InvalidRequest when the body does not fit, with what does not."""
-    sent = await read_json_object(request, BODY_BYTES_MAX)
+    """A request without a body says what an empty object says.
+
+    Raises:
+        InvalidRequest: the body does not fit, with what does not.
+    """
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    sent = await read_json_object(request, BODY_BYTES_MAX) if has_body else {}
     try:
         return msgspec.convert(sent, kind)
     except msgspec.ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.auditors.desk import PREFIX, answer, desk_of
@@ -38,7 +39,7 @@ async def get_trial_balance(request: Request) -> Response:
         return trial_balance.recorded(connection, as_of, sources_of(connection))
 
     found = await desk.read(question)
-    root = desk.roots.root_at(found.position) if desk.roots else None
+    root = await run_in_threadpool(desk.roots.root_at, found.position) if desk.roots else None
     return answer(msgspec.structs.replace(found, chain_hash=root))
 
 

@@ -28,7 +28,7 @@ class Reading(Protocol):
 
 
 class Roots(Protocol):
-    """The Merkle tree over the log."""
+    """The Merkle tree over the log. Blocking; called in a thread."""
 
     def root_at(self, size: int) -> str | None:
         """The root over the first ``size`` events in hex, or None when the tree has not got that far."""
