@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Self
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from domain.wallet import Wallet, WalletAdjusted
 
 REFERENCE_CHARACTERS_MAX = 200
 NOTE_CHARACTERS_MAX = 500
+EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 
 _EVENT_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/[1-9][0-9]{0,8}")
 
@@ -78,14 +79,11 @@ class ProposeAdjustment(Operation[AdjustmentState], frozen=True, kw_only=True):
     corrects_event_id: str = ""
 
     def needs(self) -> Sequence[Ref]:
-        needed = [
+        return (
             ref(Adjustment, str(self.adjustment_id)),
             ref(Account, self.account_id),
             ref(Wallet, self.account_id),
-        ]
-        if self.effective_at is not None:
-            needed.append(ref(AuditPeriod, period_of(self.effective_at)))
-        return needed
+        )
 
     def decide(self, unit: Unit) -> AdjustmentState:
         adjustment = unit.get(Adjustment, str(self.adjustment_id))
@@ -95,8 +93,10 @@ class ProposeAdjustment(Operation[AdjustmentState], frozen=True, kw_only=True):
             return AdjustmentState.of(adjustment)
         self._check()
         effective_at = self.effective_at or unit.now
-        if effective_at > unit.now:
-            raise InvalidRequest("'effective_at' lies in the future.", param="effective_at")
+        if effective_at.tzinfo is None or not EARLIEST <= effective_at <= unit.now:
+            raise InvalidRequest(
+                "'effective_at' is a time with a zone, from 2020 on and not in the future.", param="effective_at"
+            )
         if not (unit.get(Account, self.account_id).exists or unit.get(Wallet, self.account_id).exists):
             raise NotFound("There is no such account; check 'account_id'.")
         _require_open_period(unit, effective_at)
@@ -134,10 +134,11 @@ class ProposeAdjustment(Operation[AdjustmentState], frozen=True, kw_only=True):
             raise InvalidRequest(f"'reason' is one of {', '.join(REASON_CODES)}.", param="reason")
         if not 0 < abs(self.amount_micro_usd) <= ADJUSTMENT_MICRO_USD_MAX:
             raise InvalidRequest("An adjustment moves more than nothing and at most 10^15 micro-USD.", param="amount")
-        if not 0 < len(self.reference.strip()) <= REFERENCE_CHARACTERS_MAX:
-            raise InvalidRequest("'reference' says where the papers are, in 1 to 200 characters.", param="reference")
-        if len(self.note) > NOTE_CHARACTERS_MAX:
-            raise InvalidRequest("'note' has at most 500 characters.", param="note")
+        if not (0 < len(self.reference.strip()) <= REFERENCE_CHARACTERS_MAX and self.reference.isprintable()):
+            raise InvalidRequest(
+                "'reference' says where the papers are, in 1 to 200 printable characters.", param="reference"
+            )
+        _check_note(self.note)
         if self.corrects_event_id and not _EVENT_ID.fullmatch(self.corrects_event_id):
             raise InvalidRequest(
                 "'corrects_event_id' is an aggregate's id, a slash and the event's version.", param="corrects_event_id"
@@ -220,10 +221,15 @@ class RejectAdjustment(Operation[AdjustmentState], frozen=True, kw_only=True):
         if state.status == "approved":
             raise Conflict("This adjustment was approved and booked; propose another one that undoes it.")
         if state.status == "proposed":
-            if len(self.note) > NOTE_CHARACTERS_MAX:
-                raise InvalidRequest("'note' has at most 500 characters.", param="note")
+            _check_note(self.note)
             unit.record(adjustment, AdjustmentRejected, adjustment_id=str(self.adjustment_id), note=self.note)
         return AdjustmentState.of(adjustment)
+
+
+def _check_note(note: str) -> None:
+    """What cannot be printed cannot be stored in every table that follows the log either."""
+    if len(note) > NOTE_CHARACTERS_MAX or not note.isprintable():
+        raise InvalidRequest("'note' is one line of at most 500 printable characters.", param="note")
 
 
 def _require_open_period(unit: Unit, effective_at: datetime) -> None:

@@ -140,25 +140,29 @@ async def close_period(request: Request, period: str) -> Response:
     """Lock the month, then record its trial balance; a call that was cut off in between is simply repeated."""
     desk = desk_of(request)
     query = await desk.admit(request, change=True)
-    actor, end = _actor(query.caller), end_of(period)
-    closing = await desk.ledger.run(LockPeriod(actor=actor, correlation_id=period, period=period))
+    end = end_of(period)
+    lock = LockPeriod(actor=_actor(query.caller), correlation_id=period, period=period)
+    closing = await desk.ledger.run(lock)
     if closing is None:
         found = await desk.read(lambda connection: closing_balance(connection, end))
-        closing = await desk.ledger.run(
-            ClosePeriod(
-                actor=actor,
-                correlation_id=period,
-                period=period,
-                position=found.position,
-                trial_balance_sha256=found.trial_balance_sha256,
-            )
-        )
+        closing = await desk.ledger.run(close_command(lock, found))
     return answer(period_answer(closing))
 
 
 def closing_balance(connection: Connection, end: datetime) -> trial_balance.TrialBalance:
     """What was effective at a period's end, as it is known now that the period is locked."""
     return trial_balance.effective(connection, end, at_head(connection), sources_of(connection))
+
+
+def close_command(lock: LockPeriod, found: trial_balance.TrialBalance) -> ClosePeriod:
+    """What closes a period that is locked."""
+    return ClosePeriod(
+        actor=lock.actor,
+        correlation_id=lock.correlation_id,
+        period=lock.period,
+        position=found.position,
+        trial_balance_sha256=found.trial_balance_sha256,
+    )
 
 
 def adjustment_answer(state: AdjustmentState) -> AdjustmentAnswer:

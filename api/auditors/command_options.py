@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import click
 import msgspec
@@ -14,13 +15,14 @@ import psycopg
 
 from api import bootstrap
 from api.command_line import data_dir_option, database_url_option, explain, read_settings
-from api.ports import Caller
 from domain.errors import Forbidden, InvalidRequest
+from domain.eventsourced import Actor
+from domain.ledger import Command
 from domain.money import NotAnAmount, parse_usd
 from projections.audit.instants import Connection, parse_time, snapshot
 from projections.audit.sources import EVENTS_ALONE, Sources, sources_of
 
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 from_events_option = click.option(
@@ -37,9 +39,21 @@ admin_key_option = click.option(
 )
 
 
-def on_database(command: F) -> F:
-    """The options that say which database, and failures told in one line."""
-    return database_url_option(data_dir_option(explain(command)))
+class Where(NamedTuple):
+    """Which database a command works on; None leaves it to the settings."""
+
+    database_url: str | None
+    data_dir: Path | None
+
+
+def on_database(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command ``where``, from the options that say which database, and tells failures in one line."""
+
+    @wraps(command)
+    def gathered(*, database_url: str | None, data_dir: Path | None, **options: Any) -> None:
+        command(where=Where(database_url, data_dir), **options)
+
+    return database_url_option(data_dir_option(explain(gathered)))
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
@@ -76,25 +90,38 @@ class Usd(click.ParamType):  # type: ignore[type-arg]  # the same
 
 
 @contextmanager
-def books(
-    database_url: str | None, data_dir: Path | None, *, from_events: bool = False
-) -> Generator[tuple[Connection, Sources], None, None]:
+def books(where: Where, *, from_events: bool = False) -> Generator[tuple[Connection, Sources], None, None]:
     """One snapshot of the books, for reading alone."""
-    settings = read_settings(database_url=database_url, data_dir=data_dir)
     with (
-        bootstrap.database_of_command(settings) as dsn,
+        bootstrap.database_of_command(read_settings(**where._asdict())) as dsn,
         psycopg.connect(dsn, autocommit=True) as connection,
         snapshot(connection),
     ):
         yield connection, EVENTS_ALONE if from_events else sources_of(connection)
 
 
-def require_admin(dsn: str, secret: str) -> Caller:
+class BlockingLedger(Protocol):
+    def execute(self, command: Command[R]) -> R: ...
+
+
+class AdminAtWork(NamedTuple):
+    """An admin with a writer of their own beside whatever else runs."""
+
+    actor: Actor
+    ledger: BlockingLedger
+    dsn: str
+
+
+@contextmanager
+def admin_at_work(where: Where, secret: str) -> Generator[AdminAtWork, None, None]:
     """Raises Forbidden unless the secret is an active admin key of this database."""
-    caller = bootstrap.caller_of(dsn, secret)
-    if caller is None or caller.role != "admin":
-        raise Forbidden("This is no active admin key; make one with 'darkbloomd keys create --role admin'.")
-    return caller
+    settings = read_settings(**where._asdict())
+    with bootstrap.database_of_command(settings) as dsn:
+        caller = bootstrap.caller_of(dsn, secret)
+        if caller is None or caller.role != "admin":
+            raise Forbidden("This is no active admin key; make one with 'darkbloomd keys create --role admin'.")
+        with bootstrap.ledger_writer(dsn, settings) as writer:
+            yield AdminAtWork(Actor("admin", caller.key_id), writer, dsn)
 
 
 def print_json(found: object) -> None:

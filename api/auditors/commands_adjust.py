@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import click
 
-from api import bootstrap
 from api.auditors.changes import adjustment_answer
 from api.auditors.command_options import (
     Time,
     Usd,
+    Where,
+    admin_at_work,
     admin_key_option,
     books,
     json_option,
     on_database,
     print_json,
     print_table,
-    require_admin,
 )
-from api.command_line import read_settings
 from domain.adjusting import AdjustmentState, ApproveAdjustment, ProposeAdjustment, RejectAdjustment
 from domain.adjustments import REASON_CODES
 from domain.eventsourced import Actor
@@ -62,8 +60,7 @@ def propose(
     adjustment_id: UUID | None,
     admin_key: str,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """Propose an adjustment. Nothing moves until another admin approves it."""
     chosen = adjustment_id or uuid4()
@@ -83,7 +80,7 @@ def propose(
             corrects_event_id=corrects,
         )
 
-    _run(command, admin_key, as_json, database_url, data_dir)
+    _run(command, admin_key, as_json, where)
 
 
 @adjust.command()
@@ -91,15 +88,13 @@ def propose(
 @admin_key_option
 @json_option
 @on_database
-def approve(
-    adjustment_id: UUID, admin_key: str, as_json: bool, database_url: str | None, data_dir: Path | None
-) -> None:
+def approve(adjustment_id: UUID, admin_key: str, as_json: bool, where: Where) -> None:
     """Approve another admin's adjustment: wallet and journal change at once."""
 
     def command(actor: Actor) -> Command[AdjustmentState]:
         return ApproveAdjustment(actor=actor, correlation_id=str(adjustment_id), adjustment_id=adjustment_id)
 
-    _run(command, admin_key, as_json, database_url, data_dir)
+    _run(command, admin_key, as_json, where)
 
 
 @adjust.command()
@@ -108,24 +103,22 @@ def approve(
 @admin_key_option
 @json_option
 @on_database
-def reject(
-    adjustment_id: UUID, note: str, admin_key: str, as_json: bool, database_url: str | None, data_dir: Path | None
-) -> None:
+def reject(adjustment_id: UUID, note: str, admin_key: str, as_json: bool, where: Where) -> None:
     """Reject an adjustment, or take your own back."""
 
     def command(actor: Actor) -> Command[AdjustmentState]:
         return RejectAdjustment(actor=actor, correlation_id=str(adjustment_id), adjustment_id=adjustment_id, note=note)
 
-    _run(command, admin_key, as_json, database_url, data_dir)
+    _run(command, admin_key, as_json, where)
 
 
 @adjust.command(name="list")
 @click.option("--status", type=click.Choice(("all", "proposed", "approved", "rejected")), default="all")
 @json_option
 @on_database
-def list_adjustments(status: str, as_json: bool, database_url: str | None, data_dir: Path | None) -> None:
+def list_adjustments(status: str, as_json: bool, where: Where) -> None:
     """Adjustments in the order of their proposals."""
-    with books(database_url, data_dir) as (connection, _):
+    with books(where) as (connection, _):
         found = adjustments(connection, status="" if status == "all" else status)
     if as_json:
         print_json({"adjustments": [adjustment_answer(state) for state in found]})
@@ -137,12 +130,10 @@ def _run(
     make: Callable[[Actor], Command[AdjustmentState]],
     admin_key: str,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
-    settings = read_settings(database_url=database_url, data_dir=data_dir)
-    with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
-        state = writer.execute(make(Actor("admin", require_admin(dsn, admin_key).key_id)))
+    with admin_at_work(where, admin_key) as admin:
+        state = admin.ledger.execute(make(admin.actor))
     if as_json:
         print_json(adjustment_answer(state))
     else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 import click
 
 from api.auditors.command_options import (
     Time,
     Usd,
+    Where,
     books,
     cursor_option,
     from_events_option,
@@ -41,13 +41,12 @@ def trial_balance(
     basis: str,
     from_events: bool,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """Debits and credits of every account, at any past instant. Ends with code 1 when they differ."""
     if basis == "recorded" and at is not None and position is not None:
         raise click.UsageError("--at and --position exclude each other, except with --basis effective")
-    with books(database_url, data_dir, from_events=from_events) as (connection, sources):
+    with books(where, from_events=from_events) as (connection, sources):
         known = at_head(connection) if position is None else at_position(connection, position)
         if basis == "effective":
             found = balances.effective(connection, at or head_of(connection).now, known, sources)
@@ -94,11 +93,10 @@ def statement(
     cursor: str,
     from_events: bool,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """What moved an account (or a machine that nobody claimed): opening balance, entries, closing balance."""
-    with books(database_url, data_dir, from_events=from_events) as (connection, sources):
+    with books(where, from_events=from_events) as (connection, sources):
         stretch = between(connection, start, end)
         found = statements.statement(connection, account, stretch, sources, cursor=cursor, limit=limit)
     if as_json:
@@ -139,9 +137,9 @@ def _print_next(cursor: str | None) -> None:
 @click.argument("id_or_key")
 @json_option
 @on_database
-def entry(id_or_key: str, as_json: bool, database_url: str | None, data_dir: Path | None) -> None:
+def entry(id_or_key: str, as_json: bool, where: Where) -> None:
     """One journal entry with what caused it and what corrects it, by its id or key (settle:<job id>)."""
-    with books(database_url, data_dir) as (connection, _):
+    with books(where) as (connection, _):
         found = entries.entry(connection, id_or_key)
     if as_json:
         print_json(found)
@@ -200,8 +198,7 @@ def search(
     cursor: str,
     from_events: bool,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """Entries with a posting that is all that is asked for, oldest first."""
     filters = entries.Filters(
@@ -212,7 +209,7 @@ def search(
         least_micro_usd=min_usd,
         most_micro_usd=entries.AMOUNT_MAX if max_usd is None else max_usd,
     )
-    with books(database_url, data_dir, from_events=from_events) as (connection, sources):
+    with books(where, from_events=from_events) as (connection, sources):
         stretch = between(connection, start, end)
         found = entries.search(connection, stretch, filters, sources, cursor=cursor, limit=limit)
     if as_json:
@@ -233,11 +230,10 @@ def holds(
     limit: int,
     from_events: bool,
     as_json: bool,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """The open holds, oldest first, with job and account."""
-    with books(database_url, data_dir, from_events=from_events) as (connection, sources):
+    with books(where, from_events=from_events) as (connection, sources):
         found = open_holds_of.open_holds(connection, sources, older_than_seconds=older_than_seconds, limit=limit)
     if as_json:
         print_json(found)

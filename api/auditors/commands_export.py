@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from api.auditors.command_options import Time, books, on_database
+from api.auditors.command_options import Time, Where, books, on_database
 from projections.audit import export as exports
 from projections.audit.instants import between
 
@@ -29,12 +29,11 @@ def export(
     format_: str,
     start: datetime | None,
     end: datetime | None,
-    database_url: str | None,
-    data_dir: Path | None,
+    where: Where,
 ) -> None:
     """Write an export to FILE (- is standard output); its last line has the totals and the SHA-256 of the rest."""
     trailer = b""
-    with books(database_url, data_dir) as (connection, _), _complete(file) as output:
+    with books(where) as (connection, _), _complete(file) as output:
         for piece in exports.export(connection, between(connection, start, end), what=what, format_=format_):
             output.write(piece)
             trailer = piece

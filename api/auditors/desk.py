@@ -15,7 +15,7 @@ from api.auditors.ports import Accesses, Proofs, Reading, Replayer, ReplayRuns, 
 from api.auditors.query import Query
 from api.consumer.auth import authenticate
 from api.ports import Caller, Credentials, Ledger
-from domain.errors import Forbidden
+from domain.errors import Forbidden, InvalidRequest
 from projections.audit.instants import Connection, snapshot
 
 T = TypeVar("T")
@@ -62,6 +62,8 @@ class Desk:
         caller = await authenticate(request.headers, self._credentials)
         _require_role(caller, change=change)
         query = Query(request.query_params, parameters, caller)
+        if "\x00" in "".join((*map(str, request.path_params.values()), *request.query_params.values())):
+            raise InvalidRequest("The address holds a zero byte.")
         endpoint = f"{request.method} {request.scope['route'].path}"
         await self._accesses.record(caller.key_id, endpoint, _noted(request.path_params, query))
         query.check()

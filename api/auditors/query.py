@@ -41,7 +41,7 @@ class Query:
         value = self._sent.get(name)
         if value is None or value == "":
             return None
-        if len(value) > characters_max or "\x00" in value:
+        if len(value) > characters_max:
             raise InvalidRequest(f"'{name}' has at most {characters_max} characters.", param=name)
         return value
 

@@ -19,7 +19,7 @@ from adapters.postgres import credentials
 from api.auditors.desk import PREFIX
 from api.auditors.routes import ROUTERS
 from api.cli import main
-from tests.support.ledger_commands import admit, grant, settled_request
+from tests.support.ledger_commands import admit, grant, release, settled_request
 from tests.support.ledger_writers import running
 from tests.support.processes import Coordinator, eventually
 
@@ -80,15 +80,22 @@ def keys(up: Coordinator) -> Keys:
 
 
 @pytest.fixture(scope="module")
-def traded(up: Coordinator) -> str:
-    """An account with a history: credit, two settlements and an open hold."""
+def traded(up: Coordinator) -> Generator[str, None, None]:
+    """An account with a history: credit, two settlements and a hold that a gateway with a lease keeps open."""
     name = f"acct_{uuid4().hex[:8]}"
-    with running(up.books.dsn) as writer:
+    held = admit(name, 250, gateway_id=uuid4())
+    with running(up.books.dsn) as writer, psycopg.connect(up.books.dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO gateways (gateway_id, internal_url, lease_until) VALUES (%s, '', now() + interval '1 hour')",
+            (held.gateway_id,),
+        )
         writer.execute(grant(name, 5_000_000))
         settled_request(writer, name, hold=1_000, cost=700, provider=f"{name}-studio")
         settled_request(writer, name, hold=1_000, cost=300)
-        writer.execute(admit(name, 250))
-    return name
+        writer.execute(held)
+        yield name
+        writer.execute(release(name, held.request_id))
+        connection.execute("DELETE FROM gateways WHERE gateway_id = %s", (held.gateway_id,))
 
 
 @pytest.fixture
@@ -214,6 +221,11 @@ def test_a_statement_and_its_entries_tell_one_story(auditor: httpx.Client, trade
     assert "InferenceRequest.RequestSettled" in topics or not one["envelope"]["correlation_id"]
 
 
+@pytest.mark.parametrize("path", ["/accounts/a%00b/statement", "/entries/%00", "/entries?reference=%00"])
+def test_a_zero_byte_is_refused(auditor: httpx.Client, path: str) -> None:
+    assert auditor.get(PREFIX + path).status_code == 400
+
+
 def test_an_unknown_account_or_entry_is_not_found(auditor: httpx.Client) -> None:
     for path in ("/accounts/nobody/statement", "/entries/settle:nothing", f"/replay/{uuid4()}"):
         answer = auditor.get(PREFIX + path)
@@ -279,6 +291,9 @@ def test_two_admins_adjust_a_wallet(
         ({"amount_micro_usd": True}, 400),
         ({"colour": "green"}, 400),
         ({"effective_at": "yesterday"}, 400),
+        ({"effective_at": "2026-05-01T00:00:00"}, 400),
+        ({"effective_at": "2100-05-01T00:00:00Z"}, 400),
+        ({"reference": "zero\x00byte"}, 400),
         ({"account_id": "nobody"}, 404),
         ({"amount_micro_usd": -(10**14)}, 200),
     ],

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -316,3 +316,24 @@ def test_aggregates_are_found_by_their_business_keys() -> None:
 def test_a_state_is_of_something_that_was_proposed() -> None:
     with pytest.raises(NotFound):
         AdjustmentState.of(Adjustment(Adjustment.id_of(str(ID))))
+
+
+@pytest.mark.parametrize(
+    "moment", [BEGINNING.replace(tzinfo=None), datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))]
+)
+def test_a_time_that_cannot_be_placed_is_refused_and_stops_nobody_else(ledger: MemoryLedger, moment: datetime) -> None:
+    ledger.run(grant("carol", 5))
+    with pytest.raises(InvalidRequest):
+        ledger.run(propose(effective_at=moment))
+    ledger.commit()
+    assert ledger.state_of(Wallet, "carol").balance == 5
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\nb", "a\ud800b", "\x1b[2J"])
+def test_what_cannot_be_printed_is_kept_out_of_the_log(ledger: MemoryLedger, text: str) -> None:
+    for change in ({"reference": text}, {"note": text}):
+        with pytest.raises(InvalidRequest):
+            ledger.execute(propose(**change))
+    ledger.execute(propose())
+    with pytest.raises(InvalidRequest):
+        ledger.execute(RejectAdjustment(actor=BOB, adjustment_id=ID, note=text))
