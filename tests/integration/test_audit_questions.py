@@ -17,10 +17,11 @@ import msgspec
 import pytest
 
 from adapters.postgres.writer import LedgerWriter
+from domain import events
 from domain.adjusting import ApproveAdjustment, ProposeAdjustment
 from domain.errors import InvalidRequest, NotFound
 from domain.eventsourced import Actor
-from domain.journal import JournalEntryPosted
+from domain.journal import JournalEntry, JournalEntryPosted, credit, debit
 from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
 from projections.audit import entries, export, holds, marks, statement
 from projections.audit import trial_balance as balances
@@ -304,7 +305,65 @@ def test_a_correction_changes_what_was_effective_and_never_what_was_recorded(
     assert (as_known_before.final, effective.final) == (True, False)
 
 
+@pytest.mark.parametrize("read_models", [read_models_lag, read_models_are_current])
+def test_an_entry_that_is_dated_after_its_recording_is_effective_only_then(
+    ledger: str, writer: LedgerWriter, look: Connection, read_models: Callable[[Connection, str], None]
+) -> None:
+    """Domain time and recorded time come from two clocks, so this can be by a little."""
+    writer.execute(grant("acct_1", 500))
+    log = log_of(look)
+    recorded_at, key = log[-1].recorded_at, "settle:late"
+    posted = JournalEntryPosted(
+        originator_id=JournalEntry.id_of(key),
+        originator_version=1,
+        schema_version=1,
+        timestamp=recorded_at,
+        actor=Actor("system", ""),
+        correlation_id="",
+        entry_key=key,
+        kind="settlement",
+        effective_at=recorded_at + timedelta(seconds=5),
+        postings=(debit("2005", "acct_1", 20), credit("4000", "", 20)),
+        reference="late",
+        metadata={},
+        reverses_entry_id=None,
+    )
+    look.execute(
+        "INSERT INTO events VALUES (%s, %s, 1, %s, %s, %s)",
+        (len(log) + 1, posted.originator_id, posted.TOPIC, recorded_at, events.encode(posted)),
+    )
+    look.execute("UPDATE ledger_head SET position = %s", (len(log) + 1,))
+    read_models(look, ledger)
+
+    with asking(look):
+        sources, head = sources_of(look), at_head(look)
+        known = balances.recorded(look, at_time(look, recorded_at), sources)
+        before = balances.effective(look, recorded_at, head, sources)
+        then = balances.effective(look, posted.effective_at, head, sources)
+
+    assert fold.shown(known) == fold.shown(then)
+    assert fold.shown(before) == fold.trial_balance(fold.entries_of(log))
+
+
 # --- statements ------------------------------------------------------------------------------------------------------
+
+
+def test_what_covers_open_holds_cannot_be_withdrawn(writer: LedgerWriter, look: Connection) -> None:
+    # Given an account that earned 700 and has no credit, and holds 500 of it
+    writer.execute(grant("consumer", 1_000))
+    settled_request(writer, "consumer", hold=700, cost=700, provider="earner")
+    writer.execute(admit("earner", 500))
+    # When it gets 100 of credit, which cover a part of the hold
+    writer.execute(grant("earner", 100))
+
+    with asking(look):
+        told = statement.statement(look, "earner", between(look, None, None), EVENTS_ALONE, cursor="", limit=10)
+
+    assert [(line.balance_after_micro_usd, line.withdrawable_after_micro_usd) for line in told.lines] == [
+        (700, 700),
+        (800, 300),
+    ]
+    assert (told.closing.held_micro_usd, told.closing.withdrawable_micro_usd) == (500, 300)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 1_000])
