@@ -19,9 +19,10 @@ from fastapi import FastAPI
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
-from adapters.postgres.credentials import StoredCredentials
+from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
+from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
-from adapters.postgres.pool import connection_of, make_async_pool, open_pool
+from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
@@ -33,6 +34,7 @@ from adapters.scheduler.scheduler import Scheduler
 from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
+from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
@@ -56,6 +58,7 @@ from projections.usage import UsageEntries
 log = logging.getLogger(__name__)
 
 GATEWAY_CONNECTIONS_MAX = 10
+AUDIT_CONNECTIONS_MAX = 4
 
 verify_signature: VerifySignature = verify_ed25519
 """How anyone checks the signature under a checkpoint."""
@@ -152,6 +155,13 @@ def transparency_log(connect: Connect) -> TransparencyLog:
     return TransparencyLog(StoredTree(connect), StoredCheckpoints(connect))
 
 
+def caller_of(dsn: str, secret: str) -> Caller | None:
+    """Who an API key stands for, for commands that act in somebody's name."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        found = find_api_key(connection, secret)
+    return Caller(*found) if found else None
+
+
 def policy_of(settings: Settings) -> Policy:
     return Policy(
         minimum_trust=settings.trust_floor,
@@ -222,6 +232,7 @@ def gateway_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(make_async_pool(dsn, size_max=GATEWAY_CONNECTIONS_MAX))
+            audit_pool = stack.enter_context(open_pool(dsn, size_max=AUDIT_CONNECTIONS_MAX))
             publisher = make_publisher(broker)
             stack.callback(publisher.close)
             lease = GatewayLease(
@@ -247,6 +258,16 @@ def gateway_app(
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
+            )
+            app.state.audit = Desk(
+                credentials=_Credentials(pool),
+                accesses=StoredAccesses(pool),
+                reading=partial(reading_of, audit_pool),
+                ledger=writer,
+                runs=StoredReplayRuns(pool),
+                roots=None,
+                proofs=None,
+                replayer=None,
             )
             if owns_database:
                 await lease.end_all()

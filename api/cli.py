@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import click
 import psycopg
@@ -46,6 +47,9 @@ def _start_logging() -> None:
 @click.version_option(version("darkbloom"), message="darkbloomd %(version)s")
 def main() -> None:
     """Darkbloom's coordinator: gateway, scheduler and ledger."""
+
+
+main.add_command(audit)
 
 
 @main.command()
@@ -106,17 +110,20 @@ def migrate_command(data_dir: Path | None) -> None:
 
 @main.group()
 def keys() -> None:
-    """API keys of consumers."""
+    """API keys of consumers, auditors and admins."""
 
 
 @keys.command(name="create")
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
+@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
 @explained
-def create_key(account: str | None, credit: str, name: str, as_json: bool, data_dir: Path | None) -> None:
+def create_key(
+    account: str | None, credit: str, name: str, role: credentials.Role, as_json: bool, data_dir: Path | None
+) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
         amount = parse_usd(credit)
@@ -138,12 +145,13 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64])
+            key = credentials.create_api_key(connection, account_id, name[:64], role)
     if as_json:
         facts = {
             "api_key": key.secret,
             "key_id": key.key_id,
             "account_id": account_id,
+            "role": role,
             "credit_usd": format_usd(amount),
         }
         click.echo(json.dumps(facts))

@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MENDABLE = (EmbeddedPostgresError, migrate.DatabaseUnusable, BrokerUnusable, server.PortTaken, DarkbloomError)
 
 data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded database lives.")
+database_url_option = click.option("--database-url", help="A PostgreSQL server; reading needs only SELECT there.")
 
 
 def explained(command: F) -> F:

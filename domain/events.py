@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from domain import accounts, journal, machines, requests, wallet
+from domain import accounts, adjustments, journal, machines, periods, requests, wallet
 from domain.eventsourced import DomainEvent
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
@@ -22,6 +22,7 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     wallet.HoldPlaced,
     wallet.HoldCaptured,
     wallet.HoldReleased,
+    wallet.WalletAdjusted,
     journal.JournalEntryPosted,
     requests.RequestAdmitted,
     requests.JobDispatched,
@@ -34,6 +35,11 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     machines.MachineLinked,
     machines.ProviderSessionOpened,
     machines.ProviderSessionClosed,
+    adjustments.AdjustmentProposed,
+    adjustments.AdjustmentApproved,
+    adjustments.AdjustmentRejected,
+    periods.PeriodLocked,
+    periods.PeriodClosed,
 )
 
 UPCASTS: Mapping[tuple[str, int], Upcast] = {}

@@ -109,6 +109,25 @@ class HoldReleased(DomainEvent, frozen=True, kw_only=True):
         aggregate.held -= aggregate.holds.pop(self.hold_id)
 
 
+class WalletAdjusted(DomainEvent, frozen=True, kw_only=True):
+    """A correction by hand: ``amount`` is signed, ``reference`` the adjustment. Whoever approved it is another one
+    than whoever proposed it."""
+
+    TOPIC: ClassVar[str] = "Wallet.WalletAdjusted"
+    account_id: str
+    amount: int
+    bucket: str
+    reason: str
+    reference: str
+    proposed_by: str
+    approved_by: str
+    corrects_event_id: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.account_id = self.account_id
+        setattr(aggregate, self.bucket, getattr(aggregate, self.bucket) + self.amount)
+
+
 class WalletState(msgspec.Struct, frozen=True):
     """A wallet's snapshot."""
 

@@ -67,15 +67,44 @@ EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE po
 # --- credentials -----------------------------------------------------------------------------------------------------
 
 INSERT_API_KEY = """
-INSERT INTO api_keys (key_hash, key_id, label, name, account_id) VALUES (%s, %s, %s, %s, %s)
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role) VALUES (%s, %s, %s, %s, %s, %s)
 """
-FIND_API_KEY = "SELECT key_id, account_id FROM api_keys WHERE key_hash = %s AND revoked_at IS NULL"
+FIND_API_KEY = "SELECT account_id, key_id, role FROM api_keys WHERE key_hash = %s AND revoked_at IS NULL"
 REVOKE_API_KEY = """
 UPDATE api_keys SET revoked_at = now()
 WHERE (key_id = %s OR key_hash = %s) AND revoked_at IS NULL RETURNING key_id
 """
 INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id) VALUES (%s, %s)"
 FIND_PROVIDER_TOKEN = "SELECT account_id FROM provider_tokens WHERE token_hash = %s AND revoked_at IS NULL"
+
+# --- auditors --------------------------------------------------------------------------------------------------------
+
+INSERT_ACCESS = "INSERT INTO audit_accesses (key_id, endpoint, parameters) VALUES (%s, %s, %s)"
+"""Who asked what; the time is the database's own."""
+
+INTERRUPT_DEAD_REPLAYS = """
+UPDATE replay_runs SET status = 'interrupted', finished_at = alive_until
+WHERE status = 'running' AND alive_until < now()
+"""
+"""A run whose process no longer says that it lives never ends by itself."""
+
+BEGIN_REPLAY = """
+INSERT INTO replay_runs (run_id, requested_by, projections, to_position, status, alive_until)
+VALUES (%s, %s, %s, %s, 'running', now() + make_interval(secs => %s))
+ON CONFLICT ((true)) WHERE status = 'running' DO NOTHING RETURNING run_id
+"""
+"""Begin a run; no row comes back while another one is active."""
+
+KEEP_REPLAY = "UPDATE replay_runs SET alive_until = now() + make_interval(secs => %s) WHERE run_id = %s"
+
+END_REPLAY = """
+UPDATE replay_runs SET status = %s, outcome = %s, finished_at = now() WHERE run_id = %s AND status = 'running'
+"""
+
+REPLAY_RUN = """
+SELECT CASE WHEN status = 'running' AND alive_until < now() THEN 'interrupted' ELSE status END, projections,
+       to_position, started_at, finished_at, outcome FROM replay_runs WHERE run_id = %s
+"""
 
 # --- gateway leases --------------------------------------------------------------------------------------------------
 

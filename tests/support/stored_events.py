@@ -143,4 +143,47 @@ VERSION_1: tuple[tuple[str, bytes], ...] = (
         b'"correlation_id":"correlation-id","machine_id":"machine-id","session_id":"session-id",'
         b'"requests_served":115,"tokens_generated":116,"reason":"failed"}',
     ),
+    (
+        "Wallet.WalletAdjusted",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","account_id":"ada","amount":-106,"bucket":"promotional",'
+        b'"reason":"promotion","reference":"reference","proposed_by":"key_1","approved_by":"key_2",'
+        b'"corrects_event_id":"00000000-0000-0000-0000-000000001234/1"}',
+    ),
+    (
+        "Adjustment.AdjustmentProposed",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","adjustment_id":"7d1c2b1e-0000-4000-8000-000000000001",'
+        b'"account_id":"ada","bucket":"promotional","amount":-106,"reason":"promotion","reference":"reference",'
+        b'"note":"note","effective_at":"2026-05-01T12:00:00.250001Z","corrects_event_id":""}',
+    ),
+    (
+        "Adjustment.AdjustmentApproved",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","adjustment_id":"7d1c2b1e-0000-4000-8000-000000000001",'
+        b'"entry_id":"00000000-0000-0000-0000-000000001235"}',
+    ),
+    (
+        "Adjustment.AdjustmentRejected",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","adjustment_id":"7d1c2b1e-0000-4000-8000-000000000001",'
+        b'"note":"note"}',
+    ),
+    (
+        "AuditPeriod.PeriodLocked",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","period":"2026-05"}',
+    ),
+    (
+        "AuditPeriod.PeriodClosed",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","period":"2026-05","position":4711,'
+        b'"trial_balance_sha256":"9f2c"}',
+    ),
 )
