@@ -10,53 +10,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 import psycopg
-from pydantic import ValidationError
 
-from adapters.postgres import credentials, migrate
-from adapters.postgres.embedded import EmbeddedPostgresError
+from adapters.postgres import credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
-from domain.errors import DarkbloomError
+from api.audit_cli import audit
+from api.command_line import data_dir_option, explained, settings_of
 from domain.eventsourced import Actor
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 ADMIN = Actor("admin", "operator")
-
-
-def _explain(command: F) -> F:
-    """Turn the failures that an operator can mend into one line and exit code 1."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (EmbeddedPostgresError, migrate.DatabaseUnusable, server.PortTaken, DarkbloomError) as error:
-            raise click.ClickException(str(error)) from None
-        except psycopg.OperationalError as error:
-            raise click.ClickException(f"the database failed: {str(error).splitlines()[0]}") from None
-
-    return wrapped  # type: ignore[return-value]  # the wrapper has the command's own signature
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(
-            ": ".join([*(f"DARKBLOOM_{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
-            for problem in error.errors()
-        )
-        raise click.ClickException(f"the settings are not valid: {problems}") from None
 
 
 def _start_logging() -> None:
@@ -71,9 +40,6 @@ def _start_logging() -> None:
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
 
 
-data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded database lives.")
-
-
 @click.group()
 @click.version_option(version("darkbloom"), message="darkbloomd %(version)s")
 def main() -> None:
@@ -84,40 +50,40 @@ def main() -> None:
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
 @data_dir_option
-@_explain
+@explained
 def up(host: str | None, port: int | None, data_dir: Path | None) -> None:
     """Run everything in one process, with its own database unless one is configured."""
     _start_logging()
-    settings = _settings(host=host, port=port, data_dir=data_dir)
+    settings = settings_of(host=host, port=port, data_dir=data_dir)
     _serve(settings, bootstrap.run_everything)
 
 
 @main.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
-@_explain
+@explained
 def serve(host: str | None, port: int | None) -> None:
     """Run a gateway: the HTTP API and the machines' sockets. Schedulers run with 'darkbloomd schedule'."""
     _start_logging()
-    settings = _need_servers(_settings(host=host, port=port))
+    settings = _need_servers(settings_of(host=host, port=port))
     _serve(settings, bootstrap.run_gateway)
 
 
 @main.command()
-@_explain
+@explained
 def schedule() -> None:
     """Run a scheduler worker for gateways in other processes."""
     _start_logging()
-    settings = _need_servers(_settings())
+    settings = _need_servers(settings_of())
     bootstrap.run_scheduler(settings, _until_signal("scheduler"))
 
 
 @main.command()
-@_explain
+@explained
 def project() -> None:
     """Run the projections that follow the event log."""
     _start_logging()
-    settings = _settings()
+    settings = settings_of()
     if not settings.database_url:
         raise click.ClickException(
             "set DARKBLOOM_DATABASE_URL; 'darkbloomd up' runs the projections of its own database"
@@ -126,13 +92,16 @@ def project() -> None:
 
 
 @main.command(name="migrate")
+@click.option("--application-role", metavar="NAME", help="Give this role what a running coordinator needs.")
+@click.option("--auditor-role", metavar="NAME", help="Give this role the right to read, but no secrets.")
 @data_dir_option
-@_explain
-def migrate_command(data_dir: Path | None) -> None:
-    """Bring the database to this release's schema."""
-    settings = _settings(data_dir=data_dir)
+@explained
+def migrate_command(application_role: str | None, auditor_role: str | None, data_dir: Path | None) -> None:
+    """Bring the database to this release's schema, and give roles their rights on it."""
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database(settings) as dsn:
         migrate.upgrade(dsn)
+        roles.grant(dsn, application=application_role, auditor=auditor_role)
     click.echo("the database is up to date")
 
 
@@ -147,7 +116,7 @@ def keys() -> None:
 @click.option("--name", default="", help="A name for the key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
-@_explain
+@explained
 def create_key(account: str | None, credit: str, name: str, as_json: bool, data_dir: Path | None) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
@@ -155,7 +124,7 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
     except NotAnAmount as error:
         raise click.BadParameter(str(error), param_hint="--credit") from None
     account_id = account or f"acct_{secrets.token_hex(12)}"
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account_id, account_id=account_id))
@@ -187,10 +156,10 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
 @keys.command(name="revoke")
 @click.argument("key_or_id")
 @data_dir_option
-@_explain
+@explained
 def revoke_key(key_or_id: str, data_dir: Path | None) -> None:
     """Revoke a key by its id (key_…) or by the key itself. It holds at once."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         if not credentials.revoke_api_key(connection, key_or_id):
             raise click.ClickException("there is no active key like that")
@@ -205,10 +174,10 @@ def provider_tokens() -> None:
 @provider_tokens.command(name="create")
 @click.option("--account", required=True, help="The account that will earn.")
 @data_dir_option
-@_explain
+@explained
 def create_provider_token(account: str, data_dir: Path | None) -> None:
     """Make a token for an agent's auth_token file. Stdout carries the token alone; it is not shown again."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account, account_id=account))
@@ -216,10 +185,13 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
     click.echo(token)
 
 
+main.add_command(audit)
+
+
 @main.command()
 @click.option("--prompt", default="What is a hold?", help="What to ask the model.")
 @click.option("--model-path", type=click.Path(path_type=Path), default=Path("models/darkbloom-tiny"))
-@_explain
+@explained
 def demo(prompt: str, model_path: Path) -> None:
     """Run the whole system once: one paid chat completion, then the books."""
     from api.demo import DemoFailed, run_demo
