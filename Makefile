@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck check tiny-model lock clean
+.PHONY: demo test lint typecheck check tiny-model event-fixtures chaos-ledger lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -20,6 +20,10 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	@$(BIN)/mypy
+
+# Writes the stored bytes and the shape of each event version that has none yet; what exists is never touched.
+event-fixtures: $(STAMP)
+	@$(BIN)/python -m tests.support.event_fixtures
 
 # Trains the model that demo and tests use, on this repository's documentation. Under five minutes on two cores.
 tiny-model: $(STAMP)

@@ -5,15 +5,13 @@ No topic is ever resolved by importing a name that stood in the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from domain import accounts, journal, machines, requests, wallet
 from domain.eventsourced import DomainEvent
-
-Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+from domain.upcasts import UPCASTS
 
 EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     accounts.AccountOpened,
@@ -35,9 +33,6 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     machines.ProviderSessionOpened,
     machines.ProviderSessionClosed,
 )
-
-UPCASTS: Mapping[tuple[str, int], Upcast] = {}
-"""(topic, version) to the function that turns that version's payload into the next one's."""
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 _decoders = {cls.TOPIC: msgspec.json.Decoder(cls) for cls in EVENT_CLASSES}

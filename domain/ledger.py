@@ -446,6 +446,7 @@ class OpenSession(Operation[str], frozen=True, kw_only=True):
                 machine,
                 MachineRegistered,
                 machine_id=self.machine_id,
+                provider_key=self.provider_key,
                 hardware=self.hardware,
                 models=self.models,
             )
