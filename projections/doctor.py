@@ -138,19 +138,21 @@ def examine(connection: Connection, *, newest: int | None = None, more: Mapping[
             _compare_tables(connection, log, totals, findings)
         _check_more(connection, more or {}, findings)
     found = tuple(findings.of(invariant) for invariant in INVARIANTS)
-    return Diagnosis(head, log.position - after, after == 0, found)
+    return Diagnosis(head, totals.events, after == 0, found)
 
 
 class _Totals:
     """What the log comes to, each as far as the read model that is compared with it has read."""
 
     def __init__(self, connection: Connection) -> None:
+        self.events = 0
         upto: dict[str, int] = dict(connection.execute(READ_UPTO).fetchall())
         self.usage = UsageTotals()
         self.earnings = EarningTotals(upto.get("provider_earnings", 0))
         self.journal = JournalTotals(upto.get("journal_lines", 0))
 
     def read(self, logged: Logged) -> None:
+        self.events += 1
         self.usage.read(logged)
         self.earnings.read(logged)
         self.journal.read(logged)

@@ -251,8 +251,10 @@ class TransactionCheck:
         shares = (settled.provider_amount, settled.platform_amount, settled.referral_amount)
         if sum(shares) != cost or min(shares) < 0:
             self._say(7, request_id, "the shares do not add up to the cost")
-        if not 0 <= cost <= settled.reserved or cost > settled.raw_cost:
-            self._say(7, request_id, "the cost is below zero or above the hold or the price")
+        if settled.fee != settled.platform_amount + settled.referral_amount:
+            self._say(7, request_id, "the fee is not what platform and referrer got")
+        if cost < 0 or cost != min(settled.raw_cost, settled.reserved):
+            self._say(7, request_id, "the cost is not the price within the hold")
         if settled.free and cost:
             self._say(7, request_id, "a free request costs something")
         if admission is None:

@@ -41,8 +41,9 @@ def commands_of(seed: int, rounds: int) -> Generator[Command[Any], None, None]:
         yield msgspec.structs.replace(dispatch(request, attempt, provider=owner, machine=machine), failures=failures)
         fate = random.random()
         if fate < 0.6:
-            fee = random.choice((0, 5, 33))
-            yield settle(consumer, request, random.choice((1, hold // 2, hold, hold * 2)), attempt, fee_percent=fee)
+            cost, fee = random.choice((1, hold // 2, hold, hold * 2)), random.choice((0, 5, 33))
+            for _ in range(random.choice((1, 1, 2))):  # a message that comes twice
+                yield settle(consumer, request, cost, attempt, fee_percent=fee)
         elif fate < 0.85:
             yield release(consumer, request, random.choice(("failed", "cancelled", "expired")))
         if random.random() < 0.1:
