@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck check replay-campaign tiny-model lock clean
+.PHONY: demo test lint typecheck replay-campaign chaos-ledger event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -25,6 +25,9 @@ typecheck: $(STAMP)
 replay-campaign: export OPERATIONS ?= 100000
 replay-campaign: $(STAMP)
 	@$(BIN)/python -m pytest -q -s -o timeout=0 -k whatever_the_pages_and_restarts_were tests/integration/test_replay.py
+# Writes the stored bytes and the shape of each event version that has none yet; what exists is never touched.
+event-fixtures: $(STAMP)
+	@$(BIN)/python -m tests.support.event_fixtures
 
 # Trains the model that demo and tests use, on this repository's documentation. Under five minutes on two cores.
 tiny-model: $(STAMP)

@@ -7,6 +7,7 @@ import click
 from api.auditors import (
     commands_adjust,
     commands_books,
+    commands_doctor,
     commands_export,
     commands_keys,
     commands_periods,
@@ -21,6 +22,7 @@ def audit() -> None:
 
 
 for _command in (
+    commands_doctor.doctor,
     commands_books.trial_balance,
     commands_books.statement,
     commands_books.entry,

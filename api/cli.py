@@ -17,7 +17,7 @@ from typing import get_args
 import click
 import psycopg
 
-from adapters.postgres import credentials, migrate
+from adapters.postgres import credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
@@ -98,13 +98,16 @@ def project() -> None:
 
 
 @main.command(name="migrate")
+@click.option("--application-role", metavar="NAME", help="Give this role what a running coordinator needs.")
+@click.option("--auditor-role", metavar="NAME", help="Give this role the right to read, but no secrets.")
 @data_dir_option
 @explained
-def migrate_command(data_dir: Path | None) -> None:
-    """Bring the database to this release's schema."""
+def migrate_command(application_role: str | None, auditor_role: str | None, data_dir: Path | None) -> None:
+    """Bring the database to this release's schema, and give roles their rights on it."""
     settings = settings_of(data_dir=data_dir)
     with bootstrap.database(settings) as dsn:
         migrate.upgrade(dsn)
+        roles.grant(dsn, application=application_role, auditor=auditor_role)
     click.echo("the database is up to date")
 
 
@@ -190,6 +193,9 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account, account_id=account))
             token = credentials.create_provider_token(connection, account)
     click.echo(token)
+
+
+main.add_command(audit)
 
 
 @main.command()

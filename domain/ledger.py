@@ -448,6 +448,7 @@ class OpenSession(Operation[str], frozen=True, kw_only=True):
                 machine,
                 MachineRegistered,
                 machine_id=self.machine_id,
+                provider_key=self.provider_key,
                 hardware=self.hardware,
                 models=self.models,
             )

@@ -20,10 +20,15 @@ def machine_id_of(public_key: bytes) -> str:
 
 
 class MachineRegistered(DomainEvent, frozen=True, kw_only=True):
-    """The machine showed itself for the first time, or with other hardware or models than before."""
+    """The machine showed itself for the first time, or with other hardware or models than before.
+
+    ``provider_key`` is the X25519 key that it came with; earnings are listed by it. Empty where version 1 did not say.
+    """
 
     TOPIC: ClassVar[str] = "ProviderMachine.MachineRegistered"
+    SCHEMA_VERSION: ClassVar[int] = 2
     machine_id: str
+    provider_key: str
     hardware: dict[str, str | int]
     models: tuple[str, ...]
 

@@ -266,3 +266,35 @@ DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
 requests whose wake was lost be woken again. What somebody else is just changing is left to the next sweep."""
 
 WAITING_MODELS = "SELECT DISTINCT model FROM waiters WHERE woken_at IS NULL AND deadline > now()"
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+# Names in braces are put in as quoted identifiers.
+
+ROLE_FACTS = """
+SELECT r.rolsuper OR pg_has_role(r.oid, c.relowner, 'MEMBER')
+FROM pg_roles r, pg_class c WHERE r.rolname = %s AND c.oid = 'events'::regclass
+"""
+"""Whether a role is above grants, as a superuser or as the owner of the tables. No row: there is no such role."""
+
+TABLES_TO_GRANT = """
+SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum),
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'append_only')
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+GROUP BY c.oid, c.relname ORDER BY c.relname
+"""
+"""Every table with its columns, and whether it is append-only."""
+
+REVOKE_ALL = """
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role};
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM {role};
+REVOKE ALL ON SCHEMA public FROM {role};
+GRANT USAGE ON SCHEMA public TO {role};
+"""
+GRANT_READ = "GRANT SELECT ON {table} TO {role}"
+GRANT_READ_COLUMNS = "GRANT SELECT ({columns}) ON {table} TO {role}"
+GRANT_APPEND = "GRANT SELECT, INSERT ON {table} TO {role}"
+GRANT_MOVE = "GRANT SELECT, UPDATE ON {table} TO {role}"
+GRANT_WRITE = "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}"
+GRANT_SEQUENCES = "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
