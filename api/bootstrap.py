@@ -48,6 +48,7 @@ from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
 from projections.checkpoints import StoredCheckpoints
+from projections.diff import Replays
 from projections.open_requests import OpenRequests
 from projections.registry import lagging
 from projections.runner import ProjectionRunner
@@ -265,9 +266,7 @@ def gateway_app(
                 reading=partial(reading_of, audit_pool),
                 ledger=writer,
                 runs=StoredReplayRuns(pool),
-                roots=None,
-                proofs=None,
-                replayer=None,
+                replayer=Replays(dsn),
             )
             if owns_database:
                 await lease.end_all()

@@ -17,7 +17,7 @@ from psycopg import sql
 from projections import tables
 from projections.page import Connection
 from projections.projection import Projection
-from projections.registry import INLINE, replaying
+from projections.registry import INLINE, READ_MODELS, replaying
 from projections.replay import PAGE_EVENTS, Replay
 
 ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -89,6 +89,18 @@ def replay_and_compare(
                 _compare(live, replay.connection_of(name), name, position, comparable=position == standing[name])
                 for name, position in limits.items()
             ]
+
+
+class Replays:
+    """Replays against one database, for whoever asks over HTTP."""
+
+    names: Sequence[str] = tuple(READ_MODELS)
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def replay(self, projections: Sequence[str], to_position: int | None) -> list[Compared]:
+        return replay_and_compare(self._dsn, projections, to_position=to_position)
 
 
 def _make_temporary(connection: Connection, projections: Sequence[Projection]) -> None:

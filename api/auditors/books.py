@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.auditors.desk import PREFIX, answer, desk_of
@@ -38,9 +36,7 @@ async def get_trial_balance(request: Request) -> Response:
         as_of = at_time(connection, at) if at is not None else known
         return trial_balance.recorded(connection, as_of, sources_of(connection))
 
-    found = await desk.read(question)
-    root = await run_in_threadpool(desk.roots.root_at, found.position) if desk.roots else None
-    return answer(msgspec.structs.replace(found, chain_hash=root))
+    return answer(await desk.read(question))
 
 
 @router.get(f"{PREFIX}/accounts/{{account_id:path}}/statement")

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auditors.ports import Accesses, Proofs, Reading, Replayer, ReplayRuns, Roots
+from api.auditors.ports import Accesses, Reading, Replayer, ReplayRuns
 from api.auditors.query import Query
 from api.consumer.auth import authenticate
 from api.ports import Caller, Credentials, Ledger
@@ -35,15 +35,11 @@ class Desk:
         reading: Reading,
         ledger: Ledger,
         runs: ReplayRuns,
-        roots: Roots | None,
-        proofs: Proofs | None,
-        replayer: Replayer | None,
+        replayer: Replayer,
     ) -> None:
         self.reading = reading
         self.ledger = ledger
         self.runs = runs
-        self.roots = roots
-        self.proofs = proofs
         self.replayer = replayer
         self.exports = asyncio.Semaphore(EXPORTS_AT_ONCE)
         self.background: set[asyncio.Task[None]] = set()

@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-import msgspec
-
 from projections.audit.instants import Connection
+from projections.diff import Compared
 
 
 class Accesses(Protocol):
@@ -27,66 +26,13 @@ class Reading(Protocol):
         ...
 
 
-class Roots(Protocol):
-    """The Merkle tree over the log. Blocking; called in a thread."""
-
-    def root_at(self, size: int) -> str | None:
-        """The root over the first ``size`` events in hex, or None when the tree has not got that far."""
-        ...
-
-
-class SignedHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest checkpoint; the signature covers what the page on checkpoints says."""
-
-    position: int
-    chain_hash: str
-    signed_at: datetime
-    signature: str
-    key_id: str
-    public_key: str
-
-
-class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the stored events of a range still give the leaves that the tree was built from."""
-
-    ok: bool
-    from_position: int = msgspec.field(name="from")
-    to_position: int = msgspec.field(name="to")
-    events: int
-    head: str
-    first_bad_position: int | None
-
-
-class Proofs(Protocol):
-    """Blocking; called in a thread."""
-
-    def head(self) -> SignedHead | None:
-        """None before the first checkpoint."""
-        ...
-
-    def verify(self, from_position: int, to_position: int) -> Verification: ...
-
-
-class ReplayedProjection(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    rows: int
-    live_sha256: str
-    replayed_sha256: str
-    identical: bool
-    first_difference: str | None
-
-
-class ReplayOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    events: int
-    projections: list[ReplayedProjection]
-
-
 class Replayer(Protocol):
     names: Sequence[str]
     """The projections that can be replayed."""
 
-    def replay(self, projections: Sequence[str], to_position: int) -> ReplayOutcome:
-        """Rebuild from nothing and compare with what is live. Blocking; called in a thread."""
+    def replay(self, projections: Sequence[str], to_position: int | None) -> Sequence[Compared]:
+        """Rebuild from nothing and compare with what is live, each at its own position or all at one. Blocking; called
+        in a thread."""
         ...
 
 

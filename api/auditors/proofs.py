@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api.auditors.books import POSITION_MAX
-from api.auditors.desk import PREFIX, Desk, answer, desk_of
-from api.auditors.ports import Proofs
-from domain.errors import InvalidRequest, NotFound, ServiceUnavailable
-from projections.audit.instants import head_of
+from api.auditors.desk import PREFIX, answer, desk_of
+from domain.errors import InvalidRequest, NotFound
+from projections.audit import tree
+from projections.audit.instants import Connection, head_of
 
 router = APIRouter()
 
@@ -19,7 +18,7 @@ router = APIRouter()
 async def get_head(request: Request) -> Response:
     desk = desk_of(request)
     await desk.admit(request)
-    head = await run_in_threadpool(_proofs(desk).head)
+    head = await desk.read(tree.signed_head)
     if head is None:
         raise NotFound("No checkpoint has been signed yet.")
     return answer(head)
@@ -30,16 +29,14 @@ async def verify(request: Request) -> Response:
     """Positions ``from`` (default 1) to ``to`` (default the newest), both included."""
     desk = desk_of(request)
     query = await desk.admit(request, ("from", "to"))
-    proofs = _proofs(desk)
-    head = await desk.read(head_of)
     start = query.number("from", least=1, most=POSITION_MAX) or 1
-    end = query.number("to", least=1, most=POSITION_MAX) or head.position
-    if not start <= end <= head.position:
-        raise InvalidRequest(f"The log has the positions 1 to {head.position} now.", param="to")
-    return answer(await run_in_threadpool(proofs.verify, start, end))
+    end = query.number("to", least=1, most=POSITION_MAX)
 
+    def question(connection: Connection) -> tree.Verification:
+        newest = head_of(connection).position
+        upto = end or newest
+        if not start <= upto <= newest:
+            raise InvalidRequest(f"The log has the positions 1 to {newest} now.", param="to")
+        return tree.verify(connection, start, upto)
 
-def _proofs(desk: Desk) -> Proofs:
-    if desk.proofs is None:
-        raise ServiceUnavailable("This gateway keeps no Merkle tree over the log.")
-    return desk.proofs
+    return answer(await desk.read(question))

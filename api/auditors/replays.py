@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from api.auditors.bodies import read_body
 from api.auditors.desk import PREFIX, Desk, answer, desk_of
-from api.auditors.ports import Replayer
 from api.auditors.query import id_of
 from domain.errors import Conflict, InvalidRequest, NotFound, ServiceUnavailable
 from projections.audit.instants import at_head, at_position
@@ -28,7 +27,7 @@ RENEW_SECONDS = 10.0
 
 
 class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Without names every projection is replayed, without a position up to the newest."""
+    """Without names every projection is replayed; without a position each is replayed to where it stands now."""
 
     projections: list[str] = []
     to_position: int | None = None
@@ -39,8 +38,6 @@ async def start_replay(request: Request) -> Response:
     desk = desk_of(request)
     query = await desk.admit(request)
     replayer = desk.replayer
-    if replayer is None:
-        raise ServiceUnavailable("This gateway cannot replay; run it from the command line.")
     body = await read_body(request, ReplayBody)
     names = list(dict.fromkeys(body.projections)) or list(replayer.names)
     unknown = sorted(set(names) - set(replayer.names))
@@ -51,7 +48,7 @@ async def start_replay(request: Request) -> Response:
     run_id = uuid4()
     if not await desk.runs.begin(run_id, query.caller.key_id, names, known.position, ALIVE_SECONDS):
         raise Conflict("A replay is running; wait for its end.")
-    task = asyncio.create_task(_run(desk, replayer, run_id, names, known.position))
+    task = asyncio.create_task(_run(desk, run_id, names, to_position))
     desk.background.add(task)
     task.add_done_callback(desk.background.discard)
     return answer({"run_id": run_id}, 202)
@@ -77,15 +74,17 @@ async def get_replay(request: Request, run_id: str) -> Response:
     )
 
 
-async def _run(desk: Desk, replayer: Replayer, run_id: UUID, names: Sequence[str], to_position: int) -> None:
+async def _run(desk: Desk, run_id: UUID, names: Sequence[str], to_position: int | None) -> None:
     keeping = asyncio.create_task(_keep(desk, run_id))
     try:
-        outcome = await asyncio.to_thread(replayer.replay, names, to_position)
+        compared = await asyncio.to_thread(desk.replayer.replay, names, to_position)
     except Exception as error:  # noqa: BLE001  # whatever went wrong, the run must not look as if it went on
         log.error("a replay failed: %s", type(error).__name__)
         await desk.runs.end(run_id, "failed", None)
     else:
-        await desk.runs.end(run_id, "finished", msgspec.to_builtins(outcome))
+        events = max((one.position for one in compared), default=0)
+        outcome = {"events": events, "projections": msgspec.to_builtins(compared)}
+        await desk.runs.end(run_id, "finished", outcome)
     finally:
         keeping.cancel()
 

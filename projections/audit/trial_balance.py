@@ -14,6 +14,7 @@ from domain.journal import CHART
 from projections.audit.instants import AsOf, Connection, at_time
 from projections.audit.marks import HOLDS, STRETCH_POSITIONS
 from projections.audit.sources import HOLD_EVENTS, LINES, Sources
+from projections.audit.tree import root_at
 
 MARKS = """
 SELECT account_code, sum(debit_micro_usd)::bigint, sum(credit_micro_usd)::bigint FROM trial_balance_marks
@@ -63,7 +64,7 @@ class TrialBalance(msgspec.Struct, frozen=True, kw_only=True):
     """``position`` is where the answer can be asked for again; ``final`` that it can never differ.
 
     ``trial_balance_sha256`` covers basis and lines, as ``digest_of`` says. ``chain_hash`` is the Merkle root of the
-    log up to the position, null where no tree is kept.
+    log up to the position, null while the tree has not got that far.
     """
 
     at: datetime
@@ -76,13 +77,13 @@ class TrialBalance(msgspec.Struct, frozen=True, kw_only=True):
     balanced: bool
     committed_holds_micro_usd: int
     trial_balance_sha256: str
-    chain_hash: str | None = None
+    chain_hash: str | None
 
 
 def recorded(connection: Connection, as_of: AsOf, sources: Sources) -> TrialBalance:
     """Everything that was recorded up to a position."""
     debits, credits_ = _sums(connection, as_of.position, sources)
-    return _answer(as_of.at, as_of.position, "recorded", as_of.final, debits, credits_)
+    return _answer(connection, as_of.at, as_of.position, "recorded", as_of.final, debits, credits_)
 
 
 def effective(connection: Connection, at: datetime, known: AsOf, sources: Sources) -> TrialBalance:
@@ -97,7 +98,7 @@ def effective(connection: Connection, at: datetime, known: AsOf, sources: Source
     for code, debit, credit in connection.execute(DATED_APART, parameters):
         debits[code] += debit
         credits_[code] += credit
-    return _answer(at, known.position, "effective", known.final, debits, credits_)
+    return _answer(connection, at, known.position, "effective", known.final, debits, credits_)
 
 
 def digest_of(basis: str, lines: Iterable[TrialBalanceLine]) -> str:
@@ -124,7 +125,13 @@ def _sums(connection: Connection, position: int, sources: Sources) -> tuple[Coun
 
 
 def _answer(
-    at: datetime, position: int, basis: str, final: bool, debits: Counter[str], credits_: Counter[str]
+    connection: Connection,
+    at: datetime,
+    position: int,
+    basis: str,
+    final: bool,
+    debits: Counter[str],
+    credits_: Counter[str],
 ) -> TrialBalance:
     holds = credits_.pop(HOLDS, 0) - debits.pop(HOLDS, 0)
     lines = []
@@ -145,4 +152,5 @@ def _answer(
         balanced=total_debit == total_credit,
         committed_holds_micro_usd=holds,
         trial_balance_sha256=digest_of(basis, lines),
+        chain_hash=root_at(connection, position),
     )

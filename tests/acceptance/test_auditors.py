@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from nacl.signing import VerifyKey
 
 from adapters.postgres import credentials
 from api.auditors.desk import PREFIX
@@ -240,9 +241,46 @@ def test_an_export_streams_to_its_trailer(auditor: httpx.Client, traded: str) ->
     assert trailer["sha256"] == hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def test_what_is_not_wired_says_so(auditor: httpx.Client) -> None:
-    answer = auditor.get(f"{PREFIX}/audit/head")
-    assert answer.status_code in (200, 404, 503)
+def test_the_signed_head_the_root_and_the_range_agree(up: Coordinator, auditor: httpx.Client, traded: str) -> None:
+    def signed() -> dict[str, Any] | None:
+        answer = auditor.get(f"{PREFIX}/audit/head")
+        return answer.json() if answer.status_code == 200 else None
+
+    head = eventually(signed, "a checkpoint to be signed")
+    # The trial balance of that position names the very root that was signed,
+    balance = auditor.get(f"{PREFIX}/trial-balance", params={"position": head["position"]}).json()
+    assert balance["chain_hash"] == head["chain_hash"]
+    # the signature is over the published note,
+    note = auditor.get("/v1/transparency/checkpoint", params={"size": head["position"]}).text
+    text = note.partition("\n\n")[0] + "\n"
+    VerifyKey(bytes.fromhex(head["public_key"])).verify(text.encode(), bytes.fromhex(head["signature"]))
+    # and every event up to there is still the leaf that it was.
+    verified = auditor.get(f"{PREFIX}/audit/verify", params={"to": head["position"]}).json()
+    assert verified == {
+        "ok": True,
+        "from": 1,
+        "to": head["position"],
+        "events": head["position"],
+        "head": verified["head"],
+        "first_bad_position": None,
+    }
+
+
+def test_a_replay_compares_every_read_model(auditor: httpx.Client, traded: str) -> None:
+    started = auditor.post(f"{PREFIX}/replay", json={"projections": ["journal_lines", "wallet_balances"]})
+    assert started.status_code == 202
+
+    def ended() -> dict[str, Any] | None:
+        found = auditor.get(f"{PREFIX}/replay/{started.json()['run_id']}").json()
+        return found if found["status"] != "running" else None
+
+    run = eventually(ended, "the replay to end")
+    assert run["status"] == "finished"
+    assert {one["name"]: one["identical"] for one in run["projections"]} == {
+        "journal_lines": True,
+        "wallet_balances": True,
+    }
+    assert all(one["live_sha256"] == one["replayed_sha256"] for one in run["projections"])
 
 
 # --- changing --------------------------------------------------------------------------------------------------------

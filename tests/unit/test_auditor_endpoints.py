@@ -1,4 +1,4 @@
-"""The endpoints whose work others do: replays, checkpoints, the Merkle root; and exports whose reader leaves."""
+"""Replays, whose work others do, and exports whose reader leaves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastapi import FastAPI
 
 from api import errors
 from api.auditors import desk as desks
-from api.auditors import exports, proofs, replays
+from api.auditors import exports, replays
 from api.auditors.desk import PREFIX, Desk
-from api.auditors.ports import ReplayedProjection, ReplayOutcome, SignedHead, Verification
 from api.auditors.routes import ROUTERS
 from api.ports import Caller
-from projections.audit.instants import AsOf, Head, Stretch
+from projections.audit.instants import AsOf, Stretch
+from projections.diff import Compared
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -78,35 +78,14 @@ class Replays:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.fails = False
-        self.asked: list[tuple[tuple[str, ...], int]] = []
+        self.asked: list[tuple[tuple[str, ...], int | None]] = []
 
-    def replay(self, projections: Sequence[str], to_position: int) -> ReplayOutcome:
+    def replay(self, projections: Sequence[str], to_position: int | None) -> list[Compared]:
         self.asked.append((tuple(projections), to_position))
         assert self.go.wait(30)
         if self.fails:
             raise OSError("the disk is full")
-        compared = ReplayedProjection(
-            name="journal_lines", rows=2, live_sha256="aa", replayed_sha256="aa", identical=True, first_difference=None
-        )
-        return ReplayOutcome(events=7, projections=[compared])
-
-
-class Tree:
-    def __init__(self) -> None:
-        self.signed: SignedHead | None = None
-
-    def head(self) -> SignedHead | None:
-        return self.signed
-
-    def verify(self, from_position: int, to_position: int) -> Verification:
-        return Verification(
-            ok=False,
-            from_position=from_position,
-            to_position=to_position,
-            events=to_position - from_position + 1,
-            head="bb",
-            first_bad_position=4,
-        )
+        return [Compared("journal_lines", 7, 2, "aa", "aa", identical=True, first_difference=None)]
 
 
 @pytest.fixture
@@ -117,20 +96,17 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     def nothing(*_: Any, **__: Any) -> Generator[Any, None, None]:
         yield SimpleNamespace(execute=lambda *_: None)
 
-    head, newest = Head(9, NOW, NOW), AsOf(9, NOW, final=False)
+    newest = AsOf(9, NOW, final=False)
     monkeypatch.setattr(desks, "snapshot", nothing)
     monkeypatch.setattr(exports, "snapshot", nothing)
     monkeypatch.setattr(exports, "between", lambda *_: Stretch(AsOf(0, NOW, final=True), newest))
     monkeypatch.setattr(replays, "at_head", lambda _: newest)
-    monkeypatch.setattr(proofs, "head_of", lambda _: head)
     return Desk(
         credentials=Keys(),  # type: ignore[arg-type]
         accesses=Accesses(),
         reading=nothing,
         ledger=None,  # type: ignore[arg-type]
         runs=Runs(),
-        roots=None,
-        proofs=Tree(),
         replayer=Replays(),
     )
 
@@ -171,66 +147,27 @@ class TestReplays:
         second = await auditor.post(f"{PREFIX}/replay")
         assert (second.status_code, second.json()["error"]["type"]) == (409, "conflict")
 
-        desk.replayer.go.set()  # type: ignore[union-attr]
+        desk.replayer.go.set()  # type: ignore[attr-defined]
         found = await finished(auditor, run_id)
         assert (found["status"], found["events"], found["seconds"]) == ("finished", 7, 0.0)
         assert found["projections"][0]["identical"] is True
         assert (await auditor.post(f"{PREFIX}/replay")).status_code == 202
 
     async def test_a_replay_that_fails_says_so(self, desk: Desk, auditor: httpx.AsyncClient) -> None:
-        desk.replayer.fails = True  # type: ignore[union-attr]
-        desk.replayer.go.set()  # type: ignore[union-attr]
+        desk.replayer.fails = True  # type: ignore[attr-defined]
+        desk.replayer.go.set()  # type: ignore[attr-defined]
         started = await auditor.post(f"{PREFIX}/replay", json={"projections": ["earnings"]})
         found = await finished(auditor, started.json()["run_id"])
         assert found["status"] == "failed"
         assert found["projections"] == [{"name": "earnings"}]
-        assert desk.replayer.asked == [(("earnings",), 9)]  # type: ignore[union-attr]
+        assert desk.replayer.asked == [(("earnings",), None)]  # type: ignore[attr-defined]
 
     async def test_an_unknown_projection_is_refused(self, auditor: httpx.AsyncClient) -> None:
         refused = await auditor.post(f"{PREFIX}/replay", json={"projections": ["secrets"]})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "projections")
 
-    async def test_a_gateway_without_a_replayer_says_so(self, desk: Desk, auditor: httpx.AsyncClient) -> None:
-        desk.replayer = None
-        assert (await auditor.post(f"{PREFIX}/replay")).status_code == 503
-
     async def test_an_unknown_run_is_not_found(self, auditor: httpx.AsyncClient) -> None:
         assert (await auditor.get(f"{PREFIX}/replay/{uuid4()}")).status_code == 404
-
-
-class TestProofs:
-    async def test_the_head_is_the_newest_checkpoint(self, desk: Desk, auditor: httpx.AsyncClient) -> None:
-        assert (await auditor.get(f"{PREFIX}/audit/head")).status_code == 404
-        desk.proofs.signed = SignedHead(  # type: ignore[union-attr]
-            position=9, chain_hash="cc", signed_at=NOW, signature="s", key_id="k", public_key="p"
-        )
-        assert (await auditor.get(f"{PREFIX}/audit/head")).json() == {
-            "position": 9,
-            "chain_hash": "cc",
-            "signed_at": "2026-05-01T00:00:00Z",
-            "signature": "s",
-            "key_id": "k",
-            "public_key": "p",
-        }
-
-    async def test_a_range_is_verified_both_ends_included(self, auditor: httpx.AsyncClient) -> None:
-        answer = await auditor.get(f"{PREFIX}/audit/verify", params={"from": "2", "to": "5"})
-        assert answer.json() == {
-            "ok": False,
-            "from": 2,
-            "to": 5,
-            "events": 4,
-            "head": "bb",
-            "first_bad_position": 4,
-        }
-        everything = (await auditor.get(f"{PREFIX}/audit/verify")).json()
-        assert (everything["from"], everything["to"]) == (1, 9)
-
-    @pytest.mark.parametrize("span", [{"from": "0"}, {"to": "10"}, {"from": "5", "to": "4"}])
-    async def test_a_range_that_the_log_does_not_have_is_refused(
-        self, auditor: httpx.AsyncClient, span: dict[str, str]
-    ) -> None:
-        assert (await auditor.get(f"{PREFIX}/audit/verify", params=span)).status_code == 400
 
 
 class TestExports:

@@ -163,7 +163,7 @@ def test_a_replay_of_some_has_only_those_and_an_unknown_name_is_refused_with_the
         "journal_lines",
         "usage_totals",
     ]
-    with pytest.raises(UnknownProjection, match="no read model 'chain'; there are earning_totals, journal_lines, "):
+    with pytest.raises(UnknownProjection, match="no read model 'chain'; there are earning_totals, hold_history, "):
         replaying(("chain",))
 
 
