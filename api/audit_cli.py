@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from api.auditors import commands_keys, commands_proofs
+from api.auditors import (
+    commands_adjust,
+    commands_books,
+    commands_doctor,
+    commands_export,
+    commands_keys,
+    commands_periods,
+    commands_projections,
+    commands_proofs,
+)
 
 
 @click.group()
@@ -13,6 +22,19 @@ def audit() -> None:
 
 
 for _command in (
+    commands_doctor.doctor,
+    commands_books.trial_balance,
+    commands_books.statement,
+    commands_books.entry,
+    commands_books.search,
+    commands_books.holds,
+    commands_export.export,
+    commands_periods.periods,
+    commands_periods.close_period,
+    commands_adjust.adjust,
+    commands_projections.lag,
+    commands_projections.replay,
+    commands_projections.rebuild,
     commands_proofs.verify,
     commands_proofs.export_events,
     commands_proofs.checkpoint,

@@ -19,9 +19,10 @@ from fastapi import FastAPI
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
-from adapters.postgres.credentials import StoredCredentials
+from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
+from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
-from adapters.postgres.pool import connection_of, make_async_pool, open_pool
+from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
@@ -33,6 +34,7 @@ from adapters.scheduler.scheduler import Scheduler
 from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
+from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
@@ -46,9 +48,8 @@ from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
 from projections.checkpoints import StoredCheckpoints
-from projections.earnings import Earnings
-from projections.journal import JournalLines
 from projections.open_requests import OpenRequests
+from projections.registry import lagging
 from projections.runner import ProjectionRunner
 from projections.transparency import Connect, StoredTree
 from projections.transparency_follower import TransparencyFollower
@@ -57,6 +58,7 @@ from projections.usage import UsageEntries
 log = logging.getLogger(__name__)
 
 GATEWAY_CONNECTIONS_MAX = 10
+AUDIT_CONNECTIONS_MAX = 4
 
 verify_signature: VerifySignature = verify_ed25519
 """How anyone checks the signature under a checkpoint."""
@@ -109,7 +111,7 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
 
 @contextmanager
 def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
-    runner = ProjectionRunner(dsn, [Earnings(), JournalLines()])
+    runner = ProjectionRunner(dsn, lagging())
     runner.start()
     try:
         yield runner
@@ -151,6 +153,13 @@ def transparency_follower(dsn: str, settings: Settings) -> Generator[Transparenc
 
 def transparency_log(connect: Connect) -> TransparencyLog:
     return TransparencyLog(StoredTree(connect), StoredCheckpoints(connect))
+
+
+def caller_of(dsn: str, secret: str) -> Caller | None:
+    """Who an API key stands for, for commands that act in somebody's name."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        found = find_api_key(connection, secret)
+    return Caller(*found) if found else None
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -223,6 +232,7 @@ def gateway_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(make_async_pool(dsn, size_max=GATEWAY_CONNECTIONS_MAX))
+            audit_pool = stack.enter_context(open_pool(dsn, size_max=AUDIT_CONNECTIONS_MAX))
             publisher = make_publisher(broker)
             stack.callback(publisher.close)
             lease = GatewayLease(
@@ -248,6 +258,16 @@ def gateway_app(
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
+            )
+            app.state.audit = Desk(
+                credentials=_Credentials(pool),
+                accesses=StoredAccesses(pool),
+                reading=partial(reading_of, audit_pool),
+                ledger=writer,
+                runs=StoredReplayRuns(pool),
+                roots=None,
+                proofs=None,
+                replayer=None,
             )
             if owns_database:
                 await lease.end_all()

@@ -113,6 +113,9 @@ class Coordinator:
         self.draining = True
         for session in self.registry.all():
             await session.announce()
+        if len(self.switchboard):
+            text = "stopping when %d open requests are finished, or in %.0f s; a second signal aborts them"
+            log.info(text, len(self.switchboard), seconds)
         deadline = asyncio.get_running_loop().time() + seconds
         while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)

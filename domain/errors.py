@@ -5,6 +5,7 @@
     │   └── PayloadTooLarge         413
     ├── AuthenticationFailed        401
     ├── InsufficientFunds           402
+    ├── Forbidden                   403
     ├── NotFound                    404
     │   ├── ModelNotFound
     │   ├── EndpointNotFound
@@ -76,6 +77,13 @@ class InsufficientFunds(DarkbloomError):
     type = "insufficient_funds"
     code = "insufficient_quota"
     http_status = 402
+
+
+class Forbidden(DarkbloomError):
+    """This key may not do that."""
+
+    type = "forbidden"
+    http_status = 403
 
 
 class NotFound(DarkbloomError):
