@@ -55,7 +55,8 @@ class TransparencyFollower:
         self._checkpoint_seconds = checkpoint_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="transparency", daemon=True)
-        self._signed_last = -checkpoint_seconds
+        self._due_at = 0.0
+        self._wish_due_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -70,6 +71,12 @@ class TransparencyFollower:
             connection.execute(ENSURE_TRACKING)
             while self._advance(connection):
                 continue
+
+    def sign(self) -> None:
+        """Sign the tree as it stands now, if that is new. Raises CheckpointRefused or TreeDamaged."""
+        assert self._notary is not None, "this follower has nothing to sign with"
+        with self._connect() as connection:
+            checkpoints.publish(connection, self._notary)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -125,13 +132,15 @@ class TransparencyFollower:
         return int(upto - row[0])
 
     def _is_due(self, *, wished: bool) -> bool:
-        waited = time.monotonic() - self._signed_last
-        return self._notary is not None and waited >= (WISH_SECONDS_MIN if wished else self._checkpoint_seconds)
+        return self._notary is not None and time.monotonic() >= (self._wish_due_at if wished else self._due_at)
 
     def _sign(self, connection: Connection) -> None:
         assert self._notary is not None
-        self._signed_last = time.monotonic()
+        pause = self._checkpoint_seconds
         try:
-            checkpoints.publish(connection, self._notary)
+            if checkpoints.publish(connection, self._notary) is None:
+                pause = min(pause, WISH_SECONDS_MIN)  # a log that rested is signed soon after it moves again
         except (CheckpointRefused, TreeDamaged, OSError) as error:
             log.critical("no checkpoint was signed: %s", error)
+        self._wish_due_at = time.monotonic() + WISH_SECONDS_MIN
+        self._due_at = time.monotonic() + pause
