@@ -129,14 +129,33 @@ def notary_of(settings: Settings) -> KeyFileNotary | None:
     return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
 
 
-@contextmanager
-def notary_and_database(settings: Settings) -> Generator[tuple[KeyFileNotary, psycopg.Connection[Any]], None, None]:
-    """For commands that change the keys of the checkpoints. Raises InvalidRequest without a key file."""
+def _needed_notary(settings: Settings) -> KeyFileNotary:
     notary = notary_of(settings)
     if notary is None:
         raise InvalidRequest("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
+    return notary
+
+
+@contextmanager
+def notary_and_database(settings: Settings) -> Generator[tuple[KeyFileNotary, psycopg.Connection[Any]], None, None]:
+    """For commands that change the keys of the checkpoints. Raises InvalidRequest without a key file."""
+    notary = _needed_notary(settings)
     with database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         yield notary, connection
+
+
+def sign_now(settings: Settings) -> None:
+    """Bring the tree to the head of the log and sign it, if there is anything new.
+
+    Raises:
+        CheckpointRefused: it would contradict what was signed before.
+        TreeDamaged: the stored tree does not fit the log.
+    """
+    notary = _needed_notary(settings)
+    with database_of_command(settings) as dsn:
+        follower = TransparencyFollower(dsn, notary, checkpoint_seconds=settings.checkpoint_seconds)
+        follower.catch_up()
+        follower.sign()
 
 
 @contextmanager

@@ -49,9 +49,6 @@ def main() -> None:
     """Darkbloom's coordinator: gateway, scheduler and ledger."""
 
 
-main.add_command(audit)
-
-
 @main.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
@@ -195,9 +192,6 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
     click.echo(token)
 
 
-main.add_command(audit)
-
-
 @main.command()
 @click.option("--prompt", default="What is a hold?", help="What to ask the model.")
 @click.option("--model-path", type=click.Path(path_type=Path), default=Path("models/darkbloom-tiny"))
@@ -210,9 +204,6 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-
-
-main.add_command(audit)
 
 
 main.add_command(audit)

@@ -55,7 +55,8 @@ class TransparencyFollower:
         self._checkpoint_seconds = checkpoint_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="transparency", daemon=True)
-        self._signed_last = -checkpoint_seconds
+        self._due_at = 0.0
+        self._wish_due_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -66,15 +67,21 @@ class TransparencyFollower:
 
     def catch_up(self) -> None:
         """Add everything that is in the log now. Raises TreeDamaged."""
-        with psycopg.connect(self._dsn, autocommit=True) as connection:
+        with self._connect() as connection:
             connection.execute(ENSURE_TRACKING)
             while self._advance(connection):
                 continue
 
+    def sign(self) -> None:
+        """Sign the tree as it stands now, if that is new. Raises CheckpointRefused or TreeDamaged."""
+        assert self._notary is not None, "this follower has nothing to sign with"
+        with self._connect() as connection:
+            checkpoints.publish(connection, self._notary)
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(self._dsn, autocommit=True) as connection:
+                with self._connect() as connection:
                     connection.execute(ENSURE_TRACKING)
                     connection.execute(LISTEN_EVENTS)
                     connection.execute(LISTEN_WISHES)
@@ -89,39 +96,51 @@ class TransparencyFollower:
                 log.error("the transparency log cannot go on: %s", type(error).__name__)
                 self._stopping.wait(DAMAGED_SECONDS)
 
+    def _connect(self) -> Connection:
+        return psycopg.connect(
+            self._dsn,
+            autocommit=True,
+            connect_timeout=10,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+
     def _follow(self, connection: Connection) -> None:
         wished = False
         while not self._stopping.is_set():
-            moved = self._advance(connection)
+            added = self._advance(connection)
             if self._is_due(wished=wished):
                 wished = False
                 self._sign(connection)
-            if moved:
+            if 0 < added < transparency.PAGE_LEAVES:
                 self._stopping.wait(GATHER_SECONDS)
-            for notice in connection.notifies(timeout=0 if moved else IDLE_SECONDS, stop_after=1):
+            for notice in connection.notifies(timeout=0 if added else IDLE_SECONDS, stop_after=1):
                 wished = wished or notice.channel == checkpoints.CHANNEL
 
-    def _advance(self, connection: Connection) -> bool:
-        """Add one page to the tree; whether there was anything to add."""
+    def _advance(self, connection: Connection) -> int:
+        """Add one page to the tree; how many events that were."""
         head = connection.execute(HEAD).fetchone()
         assert head is not None
         with connection.transaction():
             row = connection.execute(LOCK_TREE).fetchone()
             if row is None or row[0] >= head[0]:
-                return False
+                return 0
             upto = min(head[0], row[0] + transparency.PAGE_LEAVES)
             transparency.apply(connection, row[0], upto)
             connection.execute(ADVANCE_TREE, (upto,))
-        return True
+        return int(upto - row[0])
 
     def _is_due(self, *, wished: bool) -> bool:
-        waited = time.monotonic() - self._signed_last
-        return self._notary is not None and waited >= (WISH_SECONDS_MIN if wished else self._checkpoint_seconds)
+        return self._notary is not None and time.monotonic() >= (self._wish_due_at if wished else self._due_at)
 
     def _sign(self, connection: Connection) -> None:
         assert self._notary is not None
-        self._signed_last = time.monotonic()
+        pause = self._checkpoint_seconds
         try:
-            checkpoints.publish(connection, self._notary)
+            if checkpoints.publish(connection, self._notary) is None:
+                pause = min(pause, WISH_SECONDS_MIN)  # a log that rested is signed soon after it moves again
         except (CheckpointRefused, TreeDamaged, OSError) as error:
             log.critical("no checkpoint was signed: %s", error)
+        self._wish_due_at = time.monotonic() + WISH_SECONDS_MIN
+        self._due_at = time.monotonic() + pause

@@ -37,6 +37,7 @@ from domain.transparency.merkle import ProofRejected
 from domain.transparency.proofs import ConsistencyProof, InclusionProof
 from domain.transparency.tiles import TreeDamaged
 from projections import transparency
+from projections.checkpoints import CheckpointRefused
 
 P = TypeVar("P", bound=msgspec.Struct)
 
@@ -106,10 +107,16 @@ def export_events(file: Path, data_dir: Path | None) -> None:
 @click.command()
 @click.option("--out", type=new_file, help="Write it to this file instead of standard output.")
 @click.option("--size", type=click.IntRange(1), help="The checkpoint of exactly this size instead of the newest.")
+@click.option("--sign", is_flag=True, help="First sign everything that is in the log now; needs the key file.")
 @data_dir_option
 @explained
-def checkpoint(out: Path | None, size: int | None, data_dir: Path | None) -> None:
+def checkpoint(out: Path | None, size: int | None, sign: bool, data_dir: Path | None) -> None:
     """Show a signed checkpoint from the database."""
+    if sign:
+        try:
+            bootstrap.sign_now(settings_of(data_dir=data_dir))
+        except (CheckpointRefused, TreeDamaged) as error:
+            raise click.ClickException(f"nothing was signed: {error}") from None
     signed = _ask(data_dir, lambda log: proving.signed_checkpoint(log, size))
     if out is None:
         click.echo(signed, nl=False)

@@ -11,18 +11,20 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from domain.transparency import leaf
 from domain.transparency.leaf import LoggedEvent
-from domain.transparency.merkle import HASH_BYTES, leaf_hash
+from domain.transparency.merkle import leaf_hash
+from domain.transparency.note import strict_base64
 
 LINE_BYTES_MAX = 64 * 1024 * 1024
 
-_RECORDED_AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_RECORDED_AT = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{6}Z", re.ASCII)
+_LEAF_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class MalformedLine(ValueError):
@@ -37,7 +39,7 @@ class EventLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """An event as exports and inclusion proofs carry it. ``leaf_hash`` is what the tree holds for it, in hex."""
 
     position: int
-    originator_id: str
+    originator_id: UUID
     originator_version: int
     topic: str
     recorded_at: str
@@ -73,18 +75,16 @@ def line_of(event: LoggedEvent, hashed: bytes) -> EventLine:
         recorded_at = event.recorded_at.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
     except OverflowError:
         raise NotExportable(f"the recorded time of position {event.position} is outside of the calendar") from None
-    try:
-        payload: dict[str, Any] = {"payload": event.payload.decode()}
-    except UnicodeDecodeError:
-        payload = {"payload_base64": base64.b64encode(event.payload).decode()}
+    is_text = _is_text(event.payload)
     return EventLine(
         position=event.position,
-        originator_id=str(event.originator_id),
+        originator_id=event.originator_id,
         originator_version=event.originator_version,
         topic=event.topic,
         recorded_at=recorded_at,
         leaf_hash=hashed.hex(),
-        **payload,
+        payload=event.payload.decode() if is_text else None,
+        payload_base64=None if is_text else base64.b64encode(event.payload).decode(),
     )
 
 
@@ -95,12 +95,13 @@ def encode_line(line: EventLine) -> bytes:
 def parse_line(line: bytes) -> Hashed:
     """Raises MalformedLine."""
     try:
-        hashed = _read(_line_decoder.decode(line))
+        parsed = _line_decoder.decode(line)
+        written = encode_line(parsed)
     except (msgspec.DecodeError, UnicodeError):
         raise MalformedLine("it is not the line of an event") from None
-    if encode_line(line_of(*hashed)) != line:
+    if written != line:
         raise MalformedLine("it is not written in the one way that an event's line has")
-    return hashed
+    return event_of(parsed)
 
 
 def event_of(line: EventLine) -> Hashed:
@@ -109,28 +110,38 @@ def event_of(line: EventLine) -> Hashed:
     Raises:
         MalformedLine: a member does not have its form.
     """
-    hashed = _read(line)
-    if line_of(*hashed) != line:
+    if not (
+        -(2**63) <= line.position < 2**63
+        and -(2**31) <= line.originator_version < 2**31
+        and _LEAF_HASH.fullmatch(line.leaf_hash)
+        and _RECORDED_AT.fullmatch(line.recorded_at)
+    ):
         raise MalformedLine("a member of the event does not have its form")
-    return hashed
-
-
-def _read(line: EventLine) -> Hashed:
     try:
-        event = LoggedEvent(
-            position=line.position,
-            originator_id=UUID(line.originator_id),
-            originator_version=line.originator_version,
-            topic=line.topic,
-            recorded_us=_microseconds_of(line.recorded_at),
-            payload=base64.b64decode(line.payload_base64 or "") if line.payload is None else line.payload.encode(),
-        )
-        hashed = Hashed(event, bytes.fromhex(line.leaf_hash))
+        recorded_us = leaf.microseconds_of(datetime.fromisoformat(line.recorded_at))
     except ValueError:
-        raise MalformedLine("a member of the event does not have its form") from None
-    if len(hashed.leaf_hash) != HASH_BYTES or not _fits_a_leaf(event):
-        raise MalformedLine("a member of the event does not have its form")
-    return hashed
+        raise MalformedLine("the recorded time of the event does not exist") from None
+    event = LoggedEvent(
+        line.position, line.originator_id, line.originator_version, line.topic, recorded_us, _payload_of(line)
+    )
+    return Hashed(event, bytes.fromhex(line.leaf_hash))
+
+
+def _payload_of(line: EventLine) -> bytes:
+    if line.payload is not None and line.payload_base64 is None:
+        return line.payload.encode()
+    payload = strict_base64(line.payload_base64 or "")
+    if payload is None or line.payload is not None or _is_text(payload):
+        raise MalformedLine("the payload of the event does not have its form")
+    return payload
+
+
+def _is_text(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def hash_of(event: LoggedEvent) -> bytes:
@@ -164,13 +175,3 @@ def lines(events: Iterable[tuple[LoggedEvent, bytes]]) -> Iterator[bytes]:
         last = event.position
         yield line
     yield _encoder.encode(Summary(count, first, last, digest.hexdigest())) + b"\n"
-
-
-def _microseconds_of(recorded_at: str) -> int:
-    if not _RECORDED_AT.fullmatch(recorded_at):
-        raise ValueError(recorded_at)
-    return leaf.microseconds_of(datetime.fromisoformat(recorded_at.removesuffix("Z") + "+00:00"))
-
-
-def _fits_a_leaf(event: LoggedEvent) -> bool:
-    return -(2**63) <= event.position < 2**63 and -(2**31) <= event.originator_version < 2**31

@@ -338,6 +338,18 @@ def test_a_key_is_followed_by_its_successor_without_a_checkpoint_that_nobody_can
     assert auditor.verdict(auditor.export("log.jsonl"), first, both, last)["ok"]
 
 
+def test_a_log_is_signed_by_hand_where_nothing_runs(auditor: Auditor, writer: LedgerWriter, look: Connection) -> None:
+    business(writer)
+
+    made = auditor.run("checkpoint", "--sign").stdout
+
+    assert checkpoint.read(note.parse(made)).size == head_of(look)
+    assert auditor.run("checkpoint", "--sign").stdout == made
+    by_force(look, "UPDATE transparency_tiles SET hashes = set_byte(hashes, 0, 255 - get_byte(hashes, 0))")
+    business(writer)
+    assert "nothing was signed" in auditor.run("checkpoint", "--sign", code=1).stderr
+
+
 def test_the_only_key_and_unknown_keys_are_not_retired(auditor: Auditor, writer: LedgerWriter) -> None:
     business(writer)
     auditor.sign()
@@ -350,5 +362,5 @@ def test_the_only_key_and_unknown_keys_are_not_retired(auditor: Auditor, writer:
 def test_without_a_key_file_no_key_is_announced(auditor: Auditor) -> None:
     del auditor.environment["DARKBLOOM_CHECKPOINT_KEY_FILE"]
 
-    for words in (("announce-key",), ("retire-key", "00000000")):
+    for words in (("announce-key",), ("retire-key", "00000000"), ("checkpoint", "--sign")):
         assert "DARKBLOOM_CHECKPOINT_KEY_FILE" in auditor.run(*words, code=1).stderr

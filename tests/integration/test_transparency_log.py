@@ -281,11 +281,19 @@ def test_a_running_follower_signs_in_good_time_and_when_somebody_wishes(
         until(lambda: (found := newest(look)) is not None and found.size == head_of(look), "a checkpoint in time")
 
 
+def test_a_log_that_rested_is_signed_soon_after_it_moves_again(
+    ledger: str, look: Connection, notary: KeyFileNotary
+) -> None:
+    with following(ledger, notary, seconds=3_600.0):
+        until(lambda: look.execute(transparency.TRACKED_SIZE).fetchone() is not None, "the follower is there")
+        many_events(look, 3)
+        until(lambda: newest(look) is not None, "a checkpoint though the next hour has not come")
+
+
 def test_a_log_that_never_rests_is_signed_as_well(ledger: str, look: Connection, notary: KeyFileNotary) -> None:
     class Busy(TransparencyFollower):
-        def _advance(self, connection: Connection) -> bool:
-            super()._advance(connection)
-            return True  # there is always something to add
+        def _advance(self, connection: Connection) -> int:
+            return super()._advance(connection) or 1  # there is always something to add
 
     many_events(look, 3)
     follower = Busy(ledger, notary, checkpoint_seconds=0.05)

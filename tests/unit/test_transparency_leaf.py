@@ -128,7 +128,18 @@ def test_a_member_in_the_wrong_form_is_refused_in_a_proof_as_well() -> None:
     line = export.line_of(EVENT, export.hash_of(EVENT))
 
     assert export.event_of(line) == (EVENT, export.hash_of(EVENT))
-    for changes in ({"originator_id": line.originator_id.upper()}, {"leaf_hash": "00"}, {"recorded_at": "yesterday"}):
+    for changes in (
+        {"leaf_hash": "00"},
+        {"leaf_hash": line.leaf_hash.upper()},
+        {"recorded_at": "yesterday"},
+        {"recorded_at": "2026-11-24T24:00:00.000000Z"},
+        {"position": 2**63},
+        {"originator_version": 2**31},
+        {"payload": None},
+        {"payload": None, "payload_base64": "e30="},
+        {"payload": None, "payload_base64": "/x=="},
+        {"payload_base64": "/w=="},
+    ):
         with pytest.raises(MalformedLine):
             export.event_of(msgspec.structs.replace(line, **changes))
 
