@@ -146,6 +146,7 @@ class ProjectionRunner:
                 page = read_page(connection, position, upto, topics_of(projections))
                 for applying in projections:
                     applying.apply(connection, page)
+                applying = None
                 connection.execute(ADVANCE_TRACKING, (upto, locked))
         except Exception as error:
             if applying is None or connection.closed:
