@@ -12,11 +12,12 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import click
 import psycopg
 
-from adapters.postgres import credentials, migrate
+from adapters.postgres import credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
@@ -34,8 +35,10 @@ def _start_logging() -> None:
         raise click.ClickException("DARKBLOOM_LOG must be debug, info, warning or error")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # These log frames, statements or messages, all of which may carry what must not be logged.
-    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "pika", "httpx", "httpcore", "alembic"):
+    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs a dozen lines and a traceback for each failed connection, which we report in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     for name in ("dramatiq", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
 
@@ -44,6 +47,9 @@ def _start_logging() -> None:
 @click.version_option(version("darkbloom"), message="darkbloomd %(version)s")
 def main() -> None:
     """Darkbloom's coordinator: gateway, scheduler and ledger."""
+
+
+main.add_command(audit)
 
 
 @main.command()
@@ -92,29 +98,35 @@ def project() -> None:
 
 
 @main.command(name="migrate")
+@click.option("--application-role", metavar="NAME", help="Give this role what a running coordinator needs.")
+@click.option("--auditor-role", metavar="NAME", help="Give this role the right to read, but no secrets.")
 @data_dir_option
 @explained
-def migrate_command(data_dir: Path | None) -> None:
-    """Bring the database to this release's schema."""
+def migrate_command(application_role: str | None, auditor_role: str | None, data_dir: Path | None) -> None:
+    """Bring the database to this release's schema, and give roles their rights on it."""
     settings = settings_of(data_dir=data_dir)
     with bootstrap.database(settings) as dsn:
         migrate.upgrade(dsn)
+        roles.grant(dsn, application=application_role, auditor=auditor_role)
     click.echo("the database is up to date")
 
 
 @main.group()
 def keys() -> None:
-    """API keys of consumers."""
+    """API keys of consumers, auditors and admins."""
 
 
 @keys.command(name="create")
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
+@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
 @explained
-def create_key(account: str | None, credit: str, name: str, as_json: bool, data_dir: Path | None) -> None:
+def create_key(
+    account: str | None, credit: str, name: str, role: credentials.Role, as_json: bool, data_dir: Path | None
+) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
         amount = parse_usd(credit)
@@ -136,12 +148,13 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64])
+            key = credentials.create_api_key(connection, account_id, name[:64], role)
     if as_json:
         facts = {
             "api_key": key.secret,
             "key_id": key.key_id,
             "account_id": account_id,
+            "role": role,
             "credit_usd": format_usd(amount),
         }
         click.echo(json.dumps(facts))
@@ -182,6 +195,9 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
     click.echo(token)
 
 
+main.add_command(audit)
+
+
 @main.command()
 @click.option("--prompt", default="What is a hold?", help="What to ask the model.")
 @click.option("--model-path", type=click.Path(path_type=Path), default=Path("models/darkbloom-tiny"))
@@ -194,8 +210,9 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+
+
+main.add_command(audit)
 
 
 main.add_command(audit)

@@ -16,10 +16,11 @@ R = TypeVar("R")
 
 
 class Caller(NamedTuple):
-    """Who a credential stands for."""
+    """Who a credential stands for. ``role`` is consumer, auditor or admin."""
 
     account_id: str
     key_id: str
+    role: str = "consumer"
 
 
 class UsageRow(NamedTuple):

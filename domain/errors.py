@@ -5,12 +5,14 @@
     │   └── PayloadTooLarge         413
     ├── AuthenticationFailed        401
     ├── InsufficientFunds           402
+    ├── Forbidden                   403
     ├── NotFound                    404
     │   ├── ModelNotFound
     │   ├── EndpointNotFound
     │   └── UnknownRequest
     ├── MethodNotAllowed            405
     ├── Conflict                    409
+    │   └── CheckpointPending
     ├── InternalError               500
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
@@ -77,6 +79,13 @@ class InsufficientFunds(DarkbloomError):
     http_status = 402
 
 
+class Forbidden(DarkbloomError):
+    """This key may not do that."""
+
+    type = "forbidden"
+    http_status = 403
+
+
 class NotFound(DarkbloomError):
     """There is no such thing."""
 
@@ -114,6 +123,13 @@ class Conflict(DarkbloomError):
 
     type = "conflict"
     http_status = 409
+
+
+class CheckpointPending(Conflict):
+    """No signed checkpoint covers this event yet; one is being made, so try again in a moment."""
+
+    code = "checkpoint_pending"
+    retry_after_seconds = 2
 
 
 class InternalError(DarkbloomError):

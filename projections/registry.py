@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from projections.audit.holds import HoldHistory
+from projections.audit.marks import TrialBalanceMarks
 from projections.balances import BalancesReplay
 from projections.earning_totals import EarningTotals
 from projections.earnings import Earnings
@@ -27,6 +29,8 @@ INLINE: Mapping[str, Callable[[], Projection]] = {
 
 LAGGING: Mapping[str, Callable[[], Projection]] = {
     "journal_lines": JournalLines,
+    "trial_balance_marks": TrialBalanceMarks,
+    "hold_history": HoldHistory,
     "trial_balance": TrialBalance,
     "sub_account_balances": SubAccountBalances,
     "ledger_lines": LedgerLines,

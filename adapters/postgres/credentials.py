@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
@@ -14,6 +14,9 @@ from adapters.postgres.pool import AsyncConnection, connection_of
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 API_KEY_PREFIX = "eigeninference-"
+
+Role = Literal["consumer", "auditor", "admin"]
+"""What a key may do: run inference, read the books, or change them."""
 
 
 class NewKey(NamedTuple):
@@ -28,15 +31,31 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def create_api_key(connection: psycopg.Connection[object], account_id: str, name: str) -> NewKey:
+class FoundKey(NamedTuple):
+    """An active key."""
+
+    account_id: str
+    key_id: str
+    role: Role
+
+
+def create_api_key(
+    connection: psycopg.Connection[object], account_id: str, name: str, role: Role = "consumer"
+) -> NewKey:
     random = secrets.token_hex(32)
     key = NewKey(
         secret=API_KEY_PREFIX + random,
         key_id=f"key_{secrets.token_hex(8)}",
         label=f"{API_KEY_PREFIX}{random[:4]}…{random[-4:]}",
     )
-    connection.execute(sql.INSERT_API_KEY, (hash_of(key.secret), key.key_id, key.label, name, account_id))
+    connection.execute(sql.INSERT_API_KEY, (hash_of(key.secret), key.key_id, key.label, name, account_id, role))
     return key
+
+
+def find_api_key(connection: psycopg.Connection[tuple[Any, ...]], token: str) -> FoundKey | None:
+    """The active key of a secret, for commands that act in somebody's name."""
+    row = connection.execute(sql.FIND_API_KEY, (hash_of(token),)).fetchone()
+    return FoundKey(*row) if row else None
 
 
 def revoke_api_key(connection: psycopg.Connection[object], key_or_id: str) -> bool:
@@ -56,11 +75,11 @@ class StoredCredentials:
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
         self._pool = pool
 
-    async def find_api_key(self, token: str) -> tuple[str, str] | None:
-        """(account id, key id)"""
+    async def find_api_key(self, token: str) -> tuple[str, str, str] | None:
+        """(account id, key id, role)"""
         async with connection_of(self._pool) as connection:
             row = await (await connection.execute(sql.FIND_API_KEY, (hash_of(token),), prepare=True)).fetchone()
-        return (row[1], row[0]) if row else None
+        return (row[0], row[1], row[2]) if row else None
 
     async def find_provider_token(self, token: str) -> str | None:
         if not token:

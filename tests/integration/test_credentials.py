@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
+from typing import get_args
 
 import psycopg
 import pytest
@@ -33,8 +34,8 @@ async def test_a_key_is_found_with_its_account_and_its_id(stored: StoredCredenti
     first = credentials.create_api_key(look, "acct-1", "laptop")
     second = credentials.create_api_key(look, "acct-2", "server")
 
-    assert await stored.find_api_key(first.secret) == ("acct-1", first.key_id)
-    assert await stored.find_api_key(second.secret) == ("acct-2", second.key_id)
+    assert await stored.find_api_key(first.secret) == ("acct-1", first.key_id, "consumer")
+    assert await stored.find_api_key(second.secret) == ("acct-2", second.key_id, "consumer")
 
 
 async def test_nothing_but_the_secret_itself_finds_a_key(stored: StoredCredentials, look: Connection) -> None:
@@ -70,7 +71,7 @@ async def test_a_revoked_key_is_refused_at_once_and_others_are_not(
     assert credentials.revoke_api_key(look, revoked.key_id if by == "id" else revoked.secret) is True
 
     assert await stored.find_api_key(revoked.secret) is None
-    assert await stored.find_api_key(kept.secret) == ("acct-1", kept.key_id)
+    assert await stored.find_api_key(kept.secret) == ("acct-1", kept.key_id, "consumer")
     assert credentials.revoke_api_key(look, revoked.key_id) is False
     assert credentials.revoke_api_key(look, revoked.secret) is False
 
@@ -169,7 +170,7 @@ async def test_a_lookup_survives_a_killed_connection(stored: StoredCredentials, 
         except ServiceUnavailable:
             answers.append(None)
 
-    assert answers[-1] == ("acct", key.key_id)
+    assert answers[-1] == ("acct", key.key_id, "consumer")
 
 
 def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
@@ -180,3 +181,12 @@ def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
             "INSERT INTO api_keys (key_hash, key_id, label, name, account_id) VALUES (%s, 'key_2', '', '', 'thief')",
             (credentials.hash_of(key.secret),),
         )
+
+
+async def test_a_key_has_the_role_it_was_made_with(stored: StoredCredentials, look: Connection) -> None:
+    for role in get_args(credentials.Role):
+        key = credentials.create_api_key(look, "acct", "name", role)
+        assert await stored.find_api_key(key.secret) == credentials.find_api_key(look, key.secret)
+        assert await stored.find_api_key(key.secret) == ("acct", key.key_id, role)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        look.execute("UPDATE api_keys SET role = 'owner'")

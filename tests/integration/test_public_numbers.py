@@ -19,12 +19,12 @@ from projections.leaderboard import METRICS, WINDOWS, NetworkTotals, network_tot
 from projections.page import Page
 from projections.registry import lagging
 from projections.usage_totals import network_usage
+from tests.support.event_fixtures import current_of
 from tests.support.ledger_waiting import Connection
-from tests.support.stored_events import VERSION_1
 
 NOW = datetime(2026, 5, 20, 9, 30, tzinfo=UTC)
 SECRET = b"secret"
-TEMPLATE = events.decode(RequestSettled.TOPIC, dict(VERSION_1)[RequestSettled.TOPIC])
+TEMPLATE = events.decode(RequestSettled.TOPIC, current_of(RequestSettled.TOPIC))
 
 
 @pytest.fixture

@@ -23,10 +23,11 @@ from projections.projection import Projection
 from projections.registry import INLINE, LAGGING, READ_MODELS, UnknownProjection, lagging, replaying
 from projections.replay import lanes_of
 from projections.sums import Sums, add_to, columns_of
-from tests.support.stored_events import VERSION_1
+from tests.support.event_fixtures import stored_events
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
-STATES = dict(VERSION_1)
+STATES = {topic: state for topic, _, state in stored_events()}
+"""The newest version of each topic, which comes last."""
 
 
 def stored(*topics: str) -> list[Stored]:
