@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 import msgspec
@@ -12,7 +12,9 @@ import msgspec
 from domain.eventsourced import DomainEvent, Written
 from domain.ledger import Balance
 from domain.wallet import EarningCredited, HoldCaptured, HoldPlaced, HoldReleased, PromotionalCreditGranted, Wallet
-from projections.page import Connection, Page
+from projections.page import Connection, Page, Recorded
+
+WalletEvent: TypeAlias = PromotionalCreditGranted | EarningCredited | HoldPlaced | HoldCaptured | HoldReleased
 
 UPSERT = """
 INSERT INTO wallet_balances (account_id, wallet_version, balance_micro_usd, withdrawable_micro_usd, held_micro_usd)
@@ -26,9 +28,11 @@ WHERE wallet_balances.wallet_version < excluded.wallet_version
 
 BALANCE_OF = "SELECT balance_micro_usd, withdrawable_micro_usd FROM wallet_balances WHERE account_id = %s"
 
-SET_ASIDE_TABLE = "CREATE TEMP TABLE IF NOT EXISTS wallets_set_aside (wallet_id uuid PRIMARY KEY, state bytea NOT NULL)"
-SET_ASIDE = "INSERT INTO wallets_set_aside SELECT * FROM unnest(%s::uuid[], %s::bytea[])"
-TAKE_UP = "DELETE FROM wallets_set_aside WHERE wallet_id = ANY(%s) RETURNING wallet_id, state"
+SET_ASIDE_TABLE = (
+    "CREATE TEMP TABLE IF NOT EXISTS wallets_set_aside (account_id text PRIMARY KEY, state bytea NOT NULL)"
+)
+SET_ASIDE = "INSERT INTO wallets_set_aside SELECT * FROM unnest(%s::text[], %s::bytea[])"
+TAKE_UP = "DELETE FROM wallets_set_aside WHERE account_id = ANY(%s) RETURNING account_id, state"
 """Wallets that a replay has no room for in memory."""
 
 
@@ -60,38 +64,40 @@ class BalancesReplay:
 
     def __init__(self, wallets_max: int = 20_000) -> None:
         self._wallets_max = wallets_max
-        self._wallets: OrderedDict[UUID, Wallet] = OrderedDict()
+        self._wallets: OrderedDict[str, Wallet] = OrderedDict()
         self._any_set_aside = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        recorded = page.of_any(*self.events)
-        changed = {event.originator_id: Wallet(event.originator_id) for _, _, event in recorded}
+        recorded = cast("Sequence[Recorded[WalletEvent]]", page.of_any(*self.events))
+        changed = {event.account_id: event.originator_id for _, _, event in recorded}
         if not changed:
             return
         if self._any_set_aside:
-            self._take_up(connection, [wallet_id for wallet_id in changed if wallet_id not in self._wallets])
-        for wallet_id, blank in changed.items():
-            changed[wallet_id] = self._wallets.setdefault(wallet_id, blank)
-            self._wallets.move_to_end(wallet_id)
+            self._take_up(connection, {key: changed[key] for key in changed.keys() - self._wallets.keys()})
+        for account_id, wallet_id in changed.items():
+            if account_id in self._wallets:
+                self._wallets.move_to_end(account_id)
+            else:
+                self._wallets[account_id] = Wallet(wallet_id)
         for _, _, event in recorded:
-            event.evolve(changed[event.originator_id])
-        connection.execute(UPSERT, _columns(list(changed.values())))
+            event.evolve(self._wallets[event.account_id])
+        connection.execute(UPSERT, _columns([self._wallets[account_id] for account_id in changed]))
         if len(self._wallets) > self._wallets_max:
             self._set_aside(connection)
 
     def _set_aside(self, connection: Connection) -> None:
-        """Make room for half as many again, so that this is rare."""
+        """Put the wallets away that were not touched for the longest time; half of the room is kept, so it is rare."""
         aside = [self._wallets.popitem(last=False) for _ in range(len(self._wallets) - self._wallets_max // 2)]
         connection.execute(SET_ASIDE_TABLE)
         states = [msgspec.msgpack.encode({**vars(wallet), "id": None}) for _, wallet in aside]
-        connection.execute(SET_ASIDE, ([wallet_id for wallet_id, _ in aside], states))
+        connection.execute(SET_ASIDE, ([account_id for account_id, _ in aside], states))
         self._any_set_aside = True
 
-    def _take_up(self, connection: Connection, wallet_ids: list[UUID]) -> None:
-        for wallet_id, state in connection.execute(TAKE_UP, (wallet_ids,), binary=True):
-            wallet = Wallet(wallet_id)
-            vars(wallet).update(msgspec.msgpack.decode(state), id=wallet_id)
-            self._wallets[wallet_id] = wallet
+    def _take_up(self, connection: Connection, missing: Mapping[str, UUID]) -> None:
+        for account_id, state in connection.execute(TAKE_UP, (list(missing),), binary=True):
+            wallet = Wallet(missing[account_id])
+            vars(wallet).update(msgspec.msgpack.decode(state), id=wallet.id)
+            self._wallets[account_id] = wallet
 
 
 def balance_of(row: Sequence[Any] | None) -> Balance:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import psycopg
 
-from projections.page import Connection, EventNotReadable, Page, read_page
+from projections.page import Connection, EventNotReadable, read_page
 from projections.projection import Projection, topics_of
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,11 @@ INSERT INTO projection_tracking (name, position) SELECT name, 0 FROM unnest(%s::
 ON CONFLICT (name) DO NOTHING
 """
 
-HEAD = "SELECT position FROM ledger_head"
-TRACKED = "SELECT name, position FROM projection_tracking WHERE name = ANY(%s) AND position < %s"
+BEHIND = """
+SELECT t.name, t.position, h.position FROM projection_tracking t JOIN ledger_head h ON t.position < h.position
+WHERE t.name = ANY(%s)
+"""
+"""Which of the projections are behind, where they stand, and the head of the log."""
 
 LOCK_TRACKING = """
 SELECT name, set_config('idle_in_transaction_session_timeout', '60s', true) FROM projection_tracking
@@ -115,50 +118,51 @@ class ProjectionRunner:
         reads the whole log does not hold them up.
         """
         names = [name for name in self._projections if self._pauses.is_over(name)]
-        head = connection.execute(HEAD).fetchone()
-        assert head is not None
         standing: defaultdict[int, list[str]] = defaultdict(list)
-        for name, position in connection.execute(TRACKED, (names, head[0])):
+        behind = connection.execute(BEHIND, (names,)).fetchall()
+        for name, position, _ in behind:
             standing[position].append(name)
+        head = behind[0][2] if behind else 0
         return any(
             [
-                self._advance(connection, standing[position], position, min(head[0], position + PAGE_EVENTS))
+                self._advance(connection, standing[position], position, min(head, position + PAGE_EVENTS))
                 for position in sorted(standing, reverse=True)
             ]
         )
 
     def _advance(self, connection: Connection, names: Sequence[str], position: int, upto: int) -> bool:
-        """Apply the page after ``position`` to those of the projections that nobody else is applying."""
-        with connection.transaction():
-            locked = [name for name, _ in connection.execute(LOCK_TRACKING, (names, position))]
-            if not locked:
-                return False
-            projections = [self._projections[name] for name in locked]
-            page = read_page(connection, position, upto, topics_of(projections))
-            applied = [
-                projection.name for projection in projections if self._try_to_apply(connection, projection, page)
-            ]
-            connection.execute(ADVANCE_TRACKING, (upto, applied))
-        for name in applied:
-            self._pauses.end(name)
-        return bool(applied)
+        """Apply the page after ``position`` to those of the projections that nobody else is applying.
 
-    def _try_to_apply(self, connection: Connection, projection: Projection, page: Page) -> bool:
-        """One projection that cannot go on undoes its own part, says why, and stops neither the others nor its own
-        later tries."""
+        One that cannot go on undoes the page for all. It stands still from then on, so the others have their page in
+        the next pass: that is rare, and a savepoint for each would cost every page twice its round trips.
+        """
+        applying: Projection | None = None
         try:
             with connection.transaction():
-                projection.apply(connection, page)
+                locked = [name for name, _ in connection.execute(LOCK_TRACKING, (names, position))]
+                if not locked:
+                    return False
+                projections = [self._projections[name] for name in locked]
+                page = read_page(connection, position, upto, topics_of(projections))
+                for applying in projections:
+                    applying.apply(connection, page)
+                applying = None
+                connection.execute(ADVANCE_TRACKING, (upto, locked))
         except Exception as error:
-            if connection.closed:
+            if applying is None or connection.closed:
                 raise
-            # A database's message may quote a row; only what is known to be harmless is kept.
-            reason = str(error) if isinstance(error, EventNotReadable) else type(error).__name__
-            seconds = self._pauses.begin(projection.name)
-            log.error("%s cannot go on, next try in %.0f s: %s", projection.name, seconds, reason)
-            connection.execute(NOTE_FAILURE, (reason, projection.name))
-            return False
+            self._stand_still(connection, applying.name, error)
+            return True
+        for name in locked:
+            self._pauses.end(name)
         return True
+
+    def _stand_still(self, connection: Connection, name: str, error: Exception) -> None:
+        # A database's message may quote a row; only what is known to be harmless is kept.
+        reason = str(error) if isinstance(error, EventNotReadable) else type(error).__name__
+        seconds = self._pauses.begin(name)
+        log.error("%s cannot go on, next try in %.0f s: %s", name, seconds, reason)
+        connection.execute(NOTE_FAILURE, (reason, name))
 
 
 class _Pauses:
