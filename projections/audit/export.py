@@ -158,7 +158,9 @@ def _cell(value: object) -> str:
         return bytes(value).decode()
     text = str(value)
     # A spreadsheet would run a text that begins like a formula; only references and keys can.
-    return f"'{text}" if text[:1] in ("=", "+", "@") or (text[:1] == "-" and not text[1:].isdigit()) else text
+    return (
+        f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not text[1:].isdigit()) else text
+    )
 
 
 def _time(moment: datetime) -> str:
