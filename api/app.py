@@ -12,6 +12,7 @@ from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, models, payments
 from api.edge import Edge
 from api.providers import socket
+from api.public import transparency
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -28,6 +29,7 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
         *AUDITORS,
     ):
         app.include_router(router)
+    app.include_router(transparency.router)
     errors.install(app)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

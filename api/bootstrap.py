@@ -10,11 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
 import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
 
+from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
@@ -37,23 +39,29 @@ from api.consumer.inference import Timeouts
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
 from api.ports import Caller, UsageRow
+from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
+from domain.errors import InvalidRequest
 from domain.routing import Policy
-from projections.audit.holds import HoldHistory
-from projections.audit.marks import TrialBalanceMarks
+from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
-from projections.earnings import Earnings
-from projections.journal import JournalLines
+from projections.checkpoints import StoredCheckpoints
 from projections.open_requests import OpenRequests
+from projections.registry import lagging
 from projections.runner import ProjectionRunner
+from projections.transparency import Connect, StoredTree
+from projections.transparency_follower import TransparencyFollower
 from projections.usage import UsageEntries
 
 log = logging.getLogger(__name__)
 
 GATEWAY_CONNECTIONS_MAX = 10
 AUDIT_CONNECTIONS_MAX = 4
+
+verify_signature: VerifySignature = verify_ed25519
+"""How anyone checks the signature under a checkpoint."""
 
 
 @contextmanager
@@ -103,12 +111,48 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
 
 @contextmanager
 def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
-    runner = ProjectionRunner(dsn, [Earnings(), JournalLines(), TrialBalanceMarks(), HoldHistory()])
+    runner = ProjectionRunner(dsn, lagging())
     runner.start()
     try:
         yield runner
     finally:
         runner.stop()
+
+
+def notary_of(settings: Settings) -> KeyFileNotary | None:
+    """What signs this process's checkpoints; None where another process is to sign them."""
+    if settings.checkpoint_key_file is not None:
+        return KeyFileNotary(settings.checkpoint_key_file.expanduser().absolute(), settings.log_origin)
+    if settings.database_url:
+        return None
+    return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
+
+
+@contextmanager
+def notary_and_database(settings: Settings) -> Generator[tuple[KeyFileNotary, psycopg.Connection[Any]], None, None]:
+    """For commands that change the keys of the checkpoints. Raises InvalidRequest without a key file."""
+    notary = notary_of(settings)
+    if notary is None:
+        raise InvalidRequest("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
+    with database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        yield notary, connection
+
+
+@contextmanager
+def transparency_follower(dsn: str, settings: Settings) -> Generator[TransparencyFollower, None, None]:
+    notary = notary_of(settings)
+    if notary is None:
+        log.warning("this process signs no checkpoints; it would with DARKBLOOM_CHECKPOINT_KEY_FILE")
+    follower = TransparencyFollower(dsn, notary, checkpoint_seconds=settings.checkpoint_seconds)
+    follower.start()
+    try:
+        yield follower
+    finally:
+        follower.stop()
+
+
+def transparency_log(connect: Connect) -> TransparencyLog:
+    return TransparencyLog(StoredTree(connect), StoredCheckpoints(connect))
 
 
 def caller_of(dsn: str, secret: str) -> Caller | None:
@@ -202,6 +246,7 @@ def gateway_app(
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
+                transparency=transparency_log(partial(connection_of, pool)),
                 credentials=_Credentials(pool),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
                 fleet=GatewayFleet(pool, lambda: lease.gateway_id),
@@ -263,6 +308,7 @@ def run_everything(settings: Settings, serve: Serve) -> None:
         with (
             ledger_writer(dsn, settings) as writer,
             projection_runner(dsn),
+            transparency_follower(dsn, settings),
             scheduler_worker(dsn, settings, broker, writer, local),
         ):
             owns_database = not settings.database_url
@@ -291,5 +337,5 @@ def run_scheduler(settings: Settings, wait: Callable[[], None]) -> None:
 def run_projections(settings: Settings, wait: Callable[[], None]) -> None:
     """``darkbloomd project``."""
     migrate.require_current(settings.database_url)
-    with projection_runner(settings.database_url):
+    with projection_runner(settings.database_url), transparency_follower(settings.database_url, settings):
         wait()

@@ -17,13 +17,11 @@ from typing import get_args
 import click
 import psycopg
 
-from adapters.postgres import credentials, migrate
+from adapters.postgres import credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
-from api.command_line import data_dir_option
-from api.command_line import explain as _explain
-from api.command_line import read_settings as _settings
+from api.command_line import data_dir_option, explained, settings_of
 from domain.eventsourced import Actor
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
@@ -37,8 +35,10 @@ def _start_logging() -> None:
         raise click.ClickException("DARKBLOOM_LOG must be debug, info, warning or error")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # These log frames, statements or messages, all of which may carry what must not be logged.
-    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "pika", "httpx", "httpcore", "alembic"):
+    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs a dozen lines and a traceback for each failed connection, which we report in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     for name in ("dramatiq", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
 
@@ -56,40 +56,40 @@ main.add_command(audit)
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
 @data_dir_option
-@_explain
+@explained
 def up(host: str | None, port: int | None, data_dir: Path | None) -> None:
     """Run everything in one process, with its own database unless one is configured."""
     _start_logging()
-    settings = _settings(host=host, port=port, data_dir=data_dir)
+    settings = settings_of(host=host, port=port, data_dir=data_dir)
     _serve(settings, bootstrap.run_everything)
 
 
 @main.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
-@_explain
+@explained
 def serve(host: str | None, port: int | None) -> None:
     """Run a gateway: the HTTP API and the machines' sockets. Schedulers run with 'darkbloomd schedule'."""
     _start_logging()
-    settings = _need_servers(_settings(host=host, port=port))
+    settings = _need_servers(settings_of(host=host, port=port))
     _serve(settings, bootstrap.run_gateway)
 
 
 @main.command()
-@_explain
+@explained
 def schedule() -> None:
     """Run a scheduler worker for gateways in other processes."""
     _start_logging()
-    settings = _need_servers(_settings())
+    settings = _need_servers(settings_of())
     bootstrap.run_scheduler(settings, _until_signal("scheduler"))
 
 
 @main.command()
-@_explain
+@explained
 def project() -> None:
     """Run the projections that follow the event log."""
     _start_logging()
-    settings = _settings()
+    settings = settings_of()
     if not settings.database_url:
         raise click.ClickException(
             "set DARKBLOOM_DATABASE_URL; 'darkbloomd up' runs the projections of its own database"
@@ -98,13 +98,16 @@ def project() -> None:
 
 
 @main.command(name="migrate")
+@click.option("--application-role", metavar="NAME", help="Give this role what a running coordinator needs.")
+@click.option("--auditor-role", metavar="NAME", help="Give this role the right to read, but no secrets.")
 @data_dir_option
-@_explain
-def migrate_command(data_dir: Path | None) -> None:
-    """Bring the database to this release's schema."""
-    settings = _settings(data_dir=data_dir)
+@explained
+def migrate_command(application_role: str | None, auditor_role: str | None, data_dir: Path | None) -> None:
+    """Bring the database to this release's schema, and give roles their rights on it."""
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database(settings) as dsn:
         migrate.upgrade(dsn)
+        roles.grant(dsn, application=application_role, auditor=auditor_role)
     click.echo("the database is up to date")
 
 
@@ -120,7 +123,7 @@ def keys() -> None:
 @click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
-@_explain
+@explained
 def create_key(
     account: str | None, credit: str, name: str, role: credentials.Role, as_json: bool, data_dir: Path | None
 ) -> None:
@@ -130,7 +133,7 @@ def create_key(
     except NotAnAmount as error:
         raise click.BadParameter(str(error), param_hint="--credit") from None
     account_id = account or f"acct_{secrets.token_hex(12)}"
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account_id, account_id=account_id))
@@ -163,10 +166,10 @@ def create_key(
 @keys.command(name="revoke")
 @click.argument("key_or_id")
 @data_dir_option
-@_explain
+@explained
 def revoke_key(key_or_id: str, data_dir: Path | None) -> None:
     """Revoke a key by its id (key_…) or by the key itself. It holds at once."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         if not credentials.revoke_api_key(connection, key_or_id):
             raise click.ClickException("there is no active key like that")
@@ -181,10 +184,10 @@ def provider_tokens() -> None:
 @provider_tokens.command(name="create")
 @click.option("--account", required=True, help="The account that will earn.")
 @data_dir_option
-@_explain
+@explained
 def create_provider_token(account: str, data_dir: Path | None) -> None:
     """Make a token for an agent's auth_token file. Stdout carries the token alone; it is not shown again."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account, account_id=account))
@@ -192,10 +195,13 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
     click.echo(token)
 
 
+main.add_command(audit)
+
+
 @main.command()
 @click.option("--prompt", default="What is a hold?", help="What to ask the model.")
 @click.option("--model-path", type=click.Path(path_type=Path), default=Path("models/darkbloom-tiny"))
-@_explain
+@explained
 def demo(prompt: str, model_path: Path) -> None:
     """Run the whole system once: one paid chat completion, then the books."""
     from api.demo import DemoFailed, run_demo
@@ -204,8 +210,12 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+
+
+main.add_command(audit)
+
+
+main.add_command(audit)
 
 
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:

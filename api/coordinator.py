@@ -13,6 +13,7 @@ from api.inbox import Switchboard
 from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
+from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
@@ -43,6 +44,7 @@ class Coordinator:
         *,
         ledger: Ledger,
         books: Books,
+        transparency: TransparencyLog,
         credentials: Credentials,
         jobs: Jobs,
         fleet: Fleet,
@@ -57,6 +59,7 @@ class Coordinator:
     ) -> None:
         self.ledger = ledger
         self.books = books
+        self.transparency = transparency
         self.credentials = credentials
         self.jobs = jobs
         self.fleet = fleet
@@ -110,6 +113,9 @@ class Coordinator:
         self.draining = True
         for session in self.registry.all():
             await session.announce()
+        if len(self.switchboard):
+            text = "stopping when %d open requests are finished, or in %.0f s; a second signal aborts them"
+            log.info(text, len(self.switchboard), seconds)
         deadline = asyncio.get_running_loop().time() + seconds
         while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)

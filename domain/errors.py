@@ -12,6 +12,7 @@
     │   └── UnknownRequest
     ├── MethodNotAllowed            405
     ├── Conflict                    409
+    │   └── CheckpointPending
     ├── InternalError               500
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
@@ -122,6 +123,13 @@ class Conflict(DarkbloomError):
 
     type = "conflict"
     http_status = 409
+
+
+class CheckpointPending(Conflict):
+    """No signed checkpoint covers this event yet; one is being made, so try again in a moment."""
+
+    code = "checkpoint_pending"
+    retry_after_seconds = 2
 
 
 class InternalError(DarkbloomError):

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 
 from api import bootstrap
-from api.command_line import data_dir_option, database_url_option, explain, read_settings
+from api.command_line import data_dir_option, database_url_option, explained, settings_of
 from domain.errors import Forbidden, InvalidRequest
 from domain.eventsourced import Actor
 from domain.ledger import Command
@@ -53,7 +53,7 @@ def on_database(command: Callable[..., None]) -> Callable[..., None]:
     def gathered(*, database_url: str | None, data_dir: Path | None, **options: Any) -> None:
         command(where=Where(database_url, data_dir), **options)
 
-    return database_url_option(data_dir_option(explain(gathered)))
+    return database_url_option(data_dir_option(explained(gathered)))
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
@@ -93,7 +93,7 @@ class Usd(click.ParamType):  # type: ignore[type-arg]  # the same
 def books(where: Where, *, from_events: bool = False) -> Generator[tuple[Connection, Sources], None, None]:
     """One snapshot of the books, for reading alone."""
     with (
-        bootstrap.database_of_command(read_settings(**where._asdict())) as dsn,
+        bootstrap.database_of_command(settings_of(**where._asdict())) as dsn,
         psycopg.connect(dsn, autocommit=True) as connection,
         snapshot(connection),
     ):
@@ -115,7 +115,7 @@ class AdminAtWork(NamedTuple):
 @contextmanager
 def admin_at_work(where: Where, secret: str) -> Generator[AdminAtWork, None, None]:
     """Raises Forbidden unless the secret is an active admin key of this database."""
-    settings = read_settings(**where._asdict())
+    settings = settings_of(**where._asdict())
     with bootstrap.database_of_command(settings) as dsn:
         caller = bootstrap.caller_of(dsn, secret)
         if caller is None or caller.role != "admin":

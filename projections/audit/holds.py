@@ -10,11 +10,12 @@ from uuid import UUID
 import msgspec
 
 from domain import events
+from domain.eventsourced import DomainEvent
 from domain.requests import InferenceRequest, JobDispatched
 from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
 from projections.audit.instants import Head, head_of
 from projections.audit.sources import HOLD_EVENTS, Sources
-from projections.runner import Connection, Recorded
+from projections.page import Connection, Page
 
 PLACE = """
 INSERT INTO hold_history (hold_id, account_id, amount_micro_usd, purpose, placed_at, expires_at, placed_position,
@@ -78,12 +79,13 @@ ORDER BY position
 
 class HoldHistory:
     name = "hold_history"
-    topics: Sequence[str] = (HoldPlaced.TOPIC, HoldCaptured.TOPIC, HoldReleased.TOPIC)
+    events: Sequence[type[DomainEvent]] = (HoldPlaced, HoldCaptured, HoldReleased)
+    only_adds = False
 
-    def apply(self, connection: Connection, batch: Sequence[Recorded]) -> None:
+    def apply(self, connection: Connection, page: Page) -> None:
         placed: dict[str, list[Any]] = {}
         ended: dict[str, int] = {}
-        for position, _, recorded_at, event in batch:
+        for position, recorded_at, event in page.of_any(*self.events):
             if isinstance(event, HoldPlaced):
                 placed[event.hold_id] = [
                     event.hold_id,

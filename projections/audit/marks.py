@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
 from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
-from projections.runner import Connection, Recorded
+from projections.page import Connection, Page
 
 STRETCH_POSITIONS = 5_000
 """Changing it needs a rebuild of the table."""
@@ -30,12 +31,13 @@ ON CONFLICT (stretch, account_code) DO UPDATE SET
 
 class TrialBalanceMarks:
     name = "trial_balance_marks"
-    topics: Sequence[str] = (JournalEntryPosted.TOPIC, HoldPlaced.TOPIC, HoldCaptured.TOPIC, HoldReleased.TOPIC)
+    events: Sequence[type[DomainEvent]] = (JournalEntryPosted, HoldPlaced, HoldCaptured, HoldReleased)
+    only_adds = False
 
-    def apply(self, connection: Connection, batch: Sequence[Recorded]) -> None:
+    def apply(self, connection: Connection, page: Page) -> None:
         debits: Counter[tuple[int, str]] = Counter()
         credits_: Counter[tuple[int, str]] = Counter()
-        for position, _, _, event in batch:
+        for position, _, event in page.of_any(*self.events):
             stretch = (position - 1) // STRETCH_POSITIONS
             match event:
                 case JournalEntryPosted():
@@ -48,6 +50,8 @@ class TrialBalanceMarks:
                     debits[stretch, HOLDS] += event.captured + event.released
                 case HoldReleased():
                     debits[stretch, HOLDS] += event.released
+        if not (debits or credits_):
+            return
         keys = sorted(debits.keys() | credits_.keys())
         columns = (
             [stretch for stretch, _ in keys],

@@ -334,6 +334,13 @@ def test_every_reason_why_a_machine_gets_no_work_has_advice() -> None:
     assert [row[0] for row in rows(page)] == [str(reason) for reason in routing.Reason]
 
 
+def test_every_reason_why_an_attempt_failed_is_described() -> None:
+    sources = "".join(path.read_text() for path in sorted((ROOT / "api" / "consumer").glob("*.py")))
+    reasons = set(re.findall(r'(?:AttemptFailed\(|_violation\("[^"]+", )"(\w+)"', sources))
+    row = next(row for row in rows(reference("events")) if "never a machine's own text" in row[1])
+    assert set(codes(row[1])) == reasons
+
+
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
@@ -352,9 +359,13 @@ def test_every_header_that_browsers_may_read_is_described() -> None:
 def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
     text = sections(reference("http-api"), 3)["Members that are refused by name"]
     valid = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("_only.")}
+    assert {member for row in rows(text) for member in codes(row[0])} == refusals - {"response_format"}
     for row in rows(text):
+        neutral = [json.loads(value.strip("`")) for value in row[1].split(", or ")]
         for member in codes(row[0]):
-            chat_request.parse_chat(valid | {member: json.loads(codes(row[1])[0] if codes(row[1]) else row[1])})
+            for value in (*neutral, None):
+                chat_request.parse_chat(valid | {member: value})
             with pytest.raises(errors.InvalidRequest) as refused:
                 chat_request.parse_chat(valid | {member: ["something"]})
             assert refused.value.param == member
