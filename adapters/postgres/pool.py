@@ -52,7 +52,9 @@ def reading_of(
         with pool.connection() as connection:
             yield connection
     except psycopg.errors.QueryCanceled as error:
-        raise ServiceUnavailable("The answer took too long; ask for less at once.") from error
+        raise ServiceUnavailable(
+            "The answer took too long; ask for less at once, and see that the projections run."
+        ) from error
     except (psycopg.OperationalError, PoolTimeout) as error:
         raise ServiceUnavailable("The database does not answer just now; try again.") from error
 

@@ -157,8 +157,9 @@ def _cell(value: object) -> str:
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()
     text = str(value)
-    # A spreadsheet would run a text that begins like a formula; only references and keys can.
-    return f"'{text}" if text[:1] in ("=", "+", "@") or (text[:1] == "-" and not text[1:].isdigit()) else text
+    # A spreadsheet would run a text that begins like a formula; only references and ids can.
+    runs = text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not text[1:].isdigit())
+    return f"'{text}" if runs else text
 
 
 def _time(moment: datetime) -> str:

@@ -20,6 +20,10 @@ from adapters.postgres import credentials
 from api.auditors.desk import PREFIX
 from api.auditors.routes import ROUTERS
 from api.cli import main
+from projections.audit.holds import HoldHistory
+from projections.audit.marks import TrialBalanceMarks
+from projections.journal import JournalLines
+from projections.runner import ProjectionRunner
 from tests.support.ledger_commands import admit, grant, release, settled_request
 from tests.support.ledger_writers import running
 from tests.support.processes import Coordinator, eventually
@@ -490,3 +494,25 @@ def test_a_wrong_command_line_says_what_is_wrong(words: tuple[str, ...], text: s
     answer = CliRunner().invoke(main, ["audit", *words])
     assert answer.exit_code == 2
     assert text in answer.output
+
+
+def test_a_bent_table_is_found_out_by_the_events_alone(database: str) -> None:
+    with running(database) as writer:
+        writer.execute(grant("acct_1", 500))
+    ProjectionRunner(database, [JournalLines(), TrialBalanceMarks(), HoldHistory()]).catch_up()
+    on = ("--database-url", database)
+    assert audit("trial-balance", *on).exit_code == 0
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE journal_lines SET credit_micro_usd = 400 WHERE credit_micro_usd = 500")
+
+    bent = audit("trial-balance", *on)
+    assert (bent.exit_code, "NOT BALANCED" in bent.output) == (1, True)
+    assert audit("trial-balance", *on, "--from-events").exit_code == 0
+
+
+def test_the_books_of_an_embedded_database_are_read_while_nothing_runs(tmp_path: Path) -> None:
+    on = ("--data-dir", str(tmp_path / "data"))
+    made = CliRunner().invoke(main, ["keys", "create", "--account", "acct_1", "--credit", "5", *on])
+    assert made.exit_code == 0
+    told = json.loads(audit("trial-balance", *on, "--json").output)
+    assert {line["code"]: line["balance_micro_usd"] for line in told["lines"]} == {"2005": 5_000_000, "5000": 5_000_000}

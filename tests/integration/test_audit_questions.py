@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 import pytest
 
 from adapters.postgres.writer import LedgerWriter
 from domain import events
-from domain.adjusting import ApproveAdjustment, ProposeAdjustment
+from domain.adjusting import ApproveAdjustment
 from domain.errors import InvalidRequest, NotFound
 from domain.eventsourced import Actor
 from domain.journal import JournalEntry, JournalEntryPosted, credit, debit
@@ -42,7 +42,16 @@ from projections.audit.sources import EVENTS_ALONE, Sources, sources_of
 from projections.journal import JournalLines
 from projections.runner import ProjectionRunner
 from tests.support import audit_fold as fold
-from tests.support.ledger_commands import MACHINE_ID, account, admit, dispatch, grant, settled_request
+from tests.support.ledger_commands import (
+    MACHINE_ID,
+    SECOND_ADMIN,
+    account,
+    admit,
+    dispatch,
+    grant,
+    propose,
+    settled_request,
+)
 from tests.support.ledger_tables import log_of
 from tests.support.ledger_waiting import Connection
 from tests.support.ledger_writers import running
@@ -96,23 +105,11 @@ def read_models_are_current(look: Connection, url: str) -> None:
 
 
 def adjust(writer: LedgerWriter, account_id: str, amount: int, effective_at: datetime, corrects: str = "") -> UUID:
-    adjustment_id = uuid4()
+    command = propose(account_id, amount, effective_at=effective_at, corrects_event_id=corrects)
+    adjustment_id = command.adjustment_id
+    writer.execute(command)
     writer.execute(
-        ProposeAdjustment(
-            actor=Actor("admin", "key_1"),
-            correlation_id=str(adjustment_id),
-            adjustment_id=adjustment_id,
-            account_id=account_id,
-            bucket="promotional",
-            amount_micro_usd=amount,
-            reason="loss",
-            reference="ticket 1",
-            effective_at=effective_at,
-            corrects_event_id=corrects,
-        )
-    )
-    writer.execute(
-        ApproveAdjustment(actor=Actor("admin", "key_2"), correlation_id=str(adjustment_id), adjustment_id=adjustment_id)
+        ApproveAdjustment(actor=SECOND_ADMIN, correlation_id=str(adjustment_id), adjustment_id=adjustment_id)
     )
     return adjustment_id
 
