@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from projections.balances import Balances
 from projections.earnings import Earnings
 from projections.journal import JournalLines
 from projections.open_requests import OpenRequests
+from projections.page import Page
 from projections.usage import UsageEntries
 
 Breakage = Callable[[pytest.MonkeyPatch], None]
@@ -245,26 +247,33 @@ def keeps_ended_requests_open(patch: pytest.MonkeyPatch) -> None:
 
 def loses_the_first_earning_of_a_page(patch: pytest.MonkeyPatch) -> None:
     """12: a lagging projection misses a row."""
-    apply = Earnings.apply
-    patch.setattr(Earnings, "apply", lambda self, connection, batch: apply(self, connection, batch[1:]))
+    patch.setattr(Earnings, "apply", _on_another_page(Earnings.apply, lambda page, kind: Page.of(page, kind)[1:]))
 
 
 def reads_debits_as_credits(patch: pytest.MonkeyPatch) -> None:
     """12: the journal's table has its sides exchanged."""
-    apply = JournalLines.apply
+    sides = {"debit": "credit", "credit": "debit"}
 
-    def exchanged(self: JournalLines, connection: Any, batch: Any) -> None:
-        sides = {"debit": "credit", "credit": "debit"}
+    def exchanged(page: Page, kind: Any) -> list[Any]:
         turned = []
-        for recorded in batch:
+        for position, recorded_at, event in Page.of(page, kind):
             postings = tuple(
                 msgspec.structs.replace(line, direction=sides[line.direction], amount=line.amount + number)
-                for number, line in enumerate(recorded.event.postings)
+                for number, line in enumerate(event.postings)
             )
-            turned.append(recorded._replace(event=msgspec.structs.replace(recorded.event, postings=postings)))
-        apply(self, connection, turned)
+            turned.append((position, recorded_at, msgspec.structs.replace(event, postings=postings)))
+        return turned
 
-    patch.setattr(JournalLines, "apply", exchanged)
+    patch.setattr(JournalLines, "apply", _on_another_page(JournalLines.apply, exchanged))
+
+
+def _on_another_page(apply: Any, of: Callable[[Page, Any], Any]) -> Any:
+    """A projection's ``apply`` that is shown other events than stand in the log."""
+
+    def misled(self: Any, connection: Any, page: Page) -> None:
+        apply(self, connection, SimpleNamespace(of=lambda kind: of(page, kind)))
+
+    return misled
 
 
 def _more(member: str, by: int = 1) -> Callable[..., dict[str, Any]]:
