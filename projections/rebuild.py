@@ -131,20 +131,21 @@ class _Rebuild:
         self._only_adding = [projection.name for projection in projections if projection.only_adds]
 
     def make_tables(self) -> None:
-        """Empty tables with their keys and indexes, which those that are only added to get later.
+        """Empty tables, with their primary keys where rows are looked up; all other indexes are made later.
 
         Raises:
             TablesTied: there are views, triggers or the like on the live tables.
         """
         if tied := tables.tied_to(self._admin, self.names):
             raise TablesTied(f"{TablesTied.__doc__} ({', '.join(tied)})")
-        at_once = tables.index_definitions(self._admin, [name for name in self.names if name not in self._only_adding])
-        self._indexes_for_later = tables.index_definitions(self._admin, self._only_adding)
+        indexes = tables.index_definitions(self._admin, self.names)
+        at_once = [one for one in indexes if one.is_primary_key and one.table not in self._only_adding]
+        self._indexes_for_later = [one for one in indexes if one not in at_once]
         self._admin.execute(sql.SQL(CREATE_SCHEMA).format(sql.Identifier(self._schema)))
         self._use_schema(self._admin)
         for name in self.names:
             tables.create_shadow(self._admin, name)
-        self._run(at_once)
+        self._make(at_once)
         self._admin.execute(ENSURE_TRACKING, ([name for name in self.names if name not in INLINE],))
 
     def open_lane(self, connection: Connection, _: Sequence[Projection]) -> None:
@@ -153,7 +154,7 @@ class _Rebuild:
     def fill(self, replay: Replay) -> None:
         """Replay all but what is written in the meantime."""
         self._advance(replay, self._head())
-        self._run(self._indexes_for_later)
+        self._make(self._indexes_for_later)
         for name in self.names:
             self._admin.execute(sql.SQL(ANALYZE).format(sql.Identifier(name)))
 
@@ -203,6 +204,6 @@ class _Rebuild:
     def _use_schema(self, connection: Connection) -> None:
         connection.execute(sql.SQL(USE_SCHEMA).format(sql.Identifier(self._schema)))
 
-    def _run(self, statements: Sequence[str]) -> None:
-        for statement in statements:
-            self._admin.execute(sql.SQL(statement))
+    def _make(self, indexes: Sequence[tables.IndexDefinition]) -> None:
+        for index in indexes:
+            self._admin.execute(sql.SQL(index.statement))

@@ -1,7 +1,7 @@
 """Replays the log into read models, in lanes that run side by side.
 
-Projections that read a topic in common share a lane, so every event is fetched and decoded once, and while one lane
-waits for the database another one works. A lane has a session of its own; whoever opens it decides what the names of
+Projections of the same aggregates share a lane, where every event is fetched and decoded once, and while one lane waits
+for the database another one works. A lane has a session of its own; whoever opens it decides what the names of
 the tables mean there.
 """
 
@@ -119,14 +119,11 @@ class _Lane:
 
 
 def lanes_of(projections: Iterable[Projection]) -> list[list[Projection]]:
-    """The fewest projections to a lane such that no two lanes read the same topic."""
-    lanes: list[list[Projection]] = []
+    """A lane for each kind of aggregate; a projection belongs to that of the first event that it names."""
+    lanes: dict[str, list[Projection]] = {}
     for projection in projections:
-        topics = set(topics_of([projection]))
-        shared = [lane for lane in lanes if topics & set(topics_of(lane))]
-        lanes = [lane for lane in lanes if lane not in shared]
-        lanes.append([*(other for lane in shared for other in lane), projection])
-    return lanes
+        lanes.setdefault(projection.events[0].TOPIC.partition(".")[0], []).append(projection)
+    return list(lanes.values())
 
 
 @contextmanager

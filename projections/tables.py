@@ -6,6 +6,7 @@ Statements that name tables are put together by the server or by ``psycopg.sql``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -18,7 +19,8 @@ CREATE_SHADOW = "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES)"
 CREATE_TEMPORARY = "CREATE TEMP TABLE {} (LIKE {} INCLUDING ALL)"
 
 INDEX_DEFINITIONS = """
-SELECT CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid, 0, true)
+SELECT t.relname, i.indisprimary,
+       CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid, 0, true)
             ELSE format('ALTER TABLE %%I ADD CONSTRAINT %%I %%s', t.relname, c.conname, pg_get_constraintdef(c.oid)) END
 FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid
 WHERE t.relnamespace = 'public'::regnamespace AND t.relname = ANY(%s)
@@ -74,9 +76,17 @@ def create_temporary(connection: Connection, table: str) -> None:
     connection.execute(sql.SQL(CREATE_TEMPORARY).format(sql.Identifier(table), sql.Identifier(LIVE, table)))
 
 
-def index_definitions(connection: Connection, tables: Sequence[str]) -> list[str]:
-    """The statements for the live tables' keys and indexes."""
-    return [row[0] for row in connection.execute(INDEX_DEFINITIONS, (list(tables),))]
+class IndexDefinition(NamedTuple):
+    """``statement`` makes the index where it is run."""
+
+    table: str
+    is_primary_key: bool
+    statement: str
+
+
+def index_definitions(connection: Connection, tables: Sequence[str]) -> list[IndexDefinition]:
+    """The live tables' keys and indexes."""
+    return [IndexDefinition(*row) for row in connection.execute(INDEX_DEFINITIONS, (list(tables),))]
 
 
 def tied_to(connection: Connection, tables: Sequence[str]) -> list[str]:

@@ -16,14 +16,13 @@ from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
 from projections.audit.instants import Head, head_of
 from projections.audit.sources import HOLD_EVENTS, Sources
 from projections.page import Connection, Page
+from projections.projection import copy_rows
 
 PLACE = """
-INSERT INTO hold_history (hold_id, account_id, amount_micro_usd, purpose, placed_at, expires_at, placed_position,
-                          ended_position)
-SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::timestamptz[], %s::timestamptz[],
-                     %s::bigint[], %s::bigint[])
-ON CONFLICT (hold_id) DO NOTHING
+COPY hold_history (hold_id, account_id, amount_micro_usd, purpose, placed_at, expires_at, placed_position,
+                   ended_position) FROM STDIN (FORMAT BINARY)
 """
+TYPES = ("text", "text", "int8", "text", "timestamptz", "timestamptz", "int8", "int8")
 
 END = """
 UPDATE hold_history h SET ended_position = e.position
@@ -103,8 +102,7 @@ class HoldHistory:
                 placed[event.hold_id][-1] = position
             else:
                 ended[event.hold_id] = position
-        if placed:
-            connection.execute(PLACE, [list(column) for column in zip(*placed.values(), strict=True)])
+        copy_rows(connection, PLACE, TYPES, list(placed.values()))
         if ended:
             connection.execute(END, (list(ended), list(ended.values())))
 

@@ -37,19 +37,17 @@ class TrialBalanceMarks:
     def apply(self, connection: Connection, page: Page) -> None:
         debits: Counter[tuple[int, str]] = Counter()
         credits_: Counter[tuple[int, str]] = Counter()
-        for position, _, event in page.of_any(*self.events):
-            stretch = (position - 1) // STRETCH_POSITIONS
-            match event:
-                case JournalEntryPosted():
-                    for posting in event.postings:
-                        side = debits if posting.direction == "debit" else credits_
-                        side[stretch, posting.account_code] += posting.amount
-                case HoldPlaced():
-                    credits_[stretch, HOLDS] += event.amount
-                case HoldCaptured():
-                    debits[stretch, HOLDS] += event.captured + event.released
-                case HoldReleased():
-                    debits[stretch, HOLDS] += event.released
+        for position, _, entry in page.of(JournalEntryPosted):
+            stretch = _stretch_of(position)
+            for posting in entry.postings:
+                side = debits if posting.direction == "debit" else credits_
+                side[stretch, posting.account_code] += posting.amount
+        for position, _, placed in page.of(HoldPlaced):
+            credits_[_stretch_of(position), HOLDS] += placed.amount
+        for position, _, captured in page.of(HoldCaptured):
+            debits[_stretch_of(position), HOLDS] += captured.captured + captured.released
+        for position, _, released in page.of(HoldReleased):
+            debits[_stretch_of(position), HOLDS] += released.released
         if not (debits or credits_):
             return
         keys = sorted(debits.keys() | credits_.keys())
@@ -60,3 +58,7 @@ class TrialBalanceMarks:
             [credits_[key] for key in keys],
         )
         connection.execute(ADD, columns)
+
+
+def _stretch_of(position: int) -> int:
+    return (position - 1) // STRETCH_POSITIONS
