@@ -19,6 +19,7 @@ from domain.wallet import (
     HoldPlaced,
     HoldReleased,
     PromotionalCreditGranted,
+    WalletAdjusted,
 )
 
 
@@ -30,7 +31,7 @@ class Logged(NamedTuple):
     event: DomainEvent
 
 
-WalletEvent = PromotionalCreditGranted | EarningCredited | HoldPlaced | HoldCaptured | HoldReleased
+WalletEvent = PromotionalCreditGranted | EarningCredited | HoldPlaced | HoldCaptured | HoldReleased | WalletAdjusted
 
 
 class WalletFold:
@@ -65,6 +66,8 @@ class WalletFold:
         elif isinstance(event, HoldCaptured):
             for bucket in BUCKETS:
                 self.buckets[bucket] -= getattr(event.split, bucket)
+        elif isinstance(event, WalletAdjusted):
+            self.buckets[event.bucket] = self.buckets.get(event.bucket, 0) + event.amount
 
 
 class LogCheck:
@@ -125,7 +128,14 @@ class LogCheck:
 
     def _follow(self, position: int, event: DomainEvent) -> None:
         match event:
-            case PromotionalCreditGranted() | EarningCredited() | HoldPlaced() | HoldCaptured() | HoldReleased():
+            case (
+                PromotionalCreditGranted()
+                | EarningCredited()
+                | HoldPlaced()
+                | HoldCaptured()
+                | HoldReleased()
+                | WalletAdjusted()
+            ):
                 self._follow_wallet(position, event)
             case JournalEntryPosted():
                 self._follow_entry(position, event)

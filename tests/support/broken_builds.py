@@ -11,6 +11,8 @@ import pytest
 
 from adapters.postgres.unit import AggregateCache, BatchUnit
 from domain import events, journal, ledger
+from domain.adjusting import ApproveAdjustment
+from domain.adjustments import AdjustmentApproved
 from domain.eventsourced import Aggregate, DomainEvent, Written
 from domain.journal import JournalEntry, JournalEntryPosted
 from domain.ledger import Admit, GrantCredit, Release, Settle
@@ -24,6 +26,7 @@ from domain.wallet import (
     PromotionalCreditGranted,
     Split,
     Wallet,
+    WalletAdjusted,
 )
 from projections import open_requests
 from projections.balances import Balances
@@ -302,6 +305,19 @@ IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
     (records(Settle, EarningCredited, _never, "never_pays_the_provider"), 6),
     (records(Settle, JobCompleted, _more("completion_tokens"), "charges_other_usage_than_completed"), 6),
     (charges_beyond_the_hold, 7),
+    (records(ApproveAdjustment, WalletAdjusted, _more("amount"), "adjusts_more_than_it_posts"), 4),
+    (records(ApproveAdjustment, WalletAdjusted, _never, "posts_an_adjustment_and_moves_nothing"), 4),
+    (records(ApproveAdjustment, JournalEntryPosted, _never, "adjusts_without_an_entry"), 4),
+    (records(ApproveAdjustment, AdjustmentApproved, _never, "adjusts_without_approval"), 4),
+    (
+        records(
+            ApproveAdjustment,
+            WalletAdjusted,
+            lambda proposed_by, **_: {"approved_by": proposed_by},
+            "lets_one_admin_adjust_alone",
+        ),
+        4,
+    ),
 )
 """Builds that write a wrong log, each with the invariant that it breaks."""
 

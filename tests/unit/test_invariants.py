@@ -17,7 +17,15 @@ from domain.invariants import INVARIANTS, BatchCheck, LogCheck, Logged, Transact
 from domain.invariants import batch as batch_module
 from domain.journal import JournalEntryPosted
 from domain.requests import RequestAdmitted, RequestReleased, RequestSettled
-from domain.wallet import EarningCredited, HoldCaptured, HoldPlaced, HoldReleased, PromotionalCreditGranted, Wallet
+from domain.wallet import (
+    EarningCredited,
+    HoldCaptured,
+    HoldPlaced,
+    HoldReleased,
+    PromotionalCreditGranted,
+    Wallet,
+    WalletAdjusted,
+)
 from tests.support.auditor import Auditor
 from tests.support.broken_builds import IN_THE_LOG, Breakage
 from tests.support.busy_day import commands_of
@@ -117,6 +125,7 @@ AMOUNTS: dict[type[DomainEvent], tuple[str, ...]] = {
     HoldPlaced: ("amount",),
     HoldCaptured: ("captured", "released"),
     HoldReleased: ("released",),
+    WalletAdjusted: ("amount",),
     RequestAdmitted: ("reserved",),
     RequestSettled: ("cost", "reserved", "fee", "provider_amount", "platform_amount", "referral_amount"),
 }
@@ -187,6 +196,7 @@ def test_a_position_that_is_missing_and_a_clock_that_runs_backwards_are_found() 
         (RequestSettled, "reserved", 7),
         (RequestSettled, "provider_amount", 7),
         (RequestSettled, "completion_tokens", 6),
+        (WalletAdjusted, "amount", 4),
     ],
 )
 def test_what_is_changed_breaks_the_invariant_that_it_is_about(kind: Any, member: str, number: int) -> None:
