@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import error_response
+from api.errors import REQUEST_ID, error_response
 from domain.errors import InternalError
 
 access_log = logging.getLogger("darkbloom.access")
@@ -53,6 +53,7 @@ class Edge:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _ACCEPTED_ID.fullmatch(sent_id) else new_request_id()
+        scope[REQUEST_ID] = request_id
         started = time.perf_counter()
         status = 0
 
@@ -72,7 +73,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing that a request causes may end the server
             log.error("request %s crashed: %s\n%s", request_id, type(error).__name__, _frames(error))
             if not status:
-                await error_response(InternalError())(scope, receive, send_with_headers)
+                await error_response(InternalError(), scope)(scope, receive, send_with_headers)
         finally:
             access_log.info(
                 "%s %s %d %.1f ms id=%s",

@@ -105,6 +105,7 @@ class Attempt:
         self._chunk_gap_seconds = chunk_gap_seconds
         self._timing_us = timing_us
         self._sent_at = 0.0
+        self._tool_call = 0
 
     async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
         """The machine's answer; an InferenceComplete comes last.
@@ -176,8 +177,19 @@ class Attempt:
             return []  # a bare role, which every dialect says by itself
         if isinstance(answer, Whole) and self.started:
             raise await self._violation("a whole answer came twice", "bad_answer")
+        if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
+            raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
         self.delivered_bytes += answer.content_bytes
         return [*self._start(), Delta(answer) if isinstance(answer, ProviderChunk) else answer]
+
+    def _calls_in_order(self, chunk: ProviderChunk) -> bool:
+        """Dialects that frame each tool call cannot go back to one that is closed."""
+        for choice in chunk.choices:
+            for call in choice.delta.tool_calls or ():
+                if (call.index or 0) < self._tool_call:
+                    return False
+                self._tool_call = call.index or 0
+        return True
 
     def _start(self) -> list[Started | Delta | Whole]:
         if self.started:

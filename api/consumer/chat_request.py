@@ -30,6 +30,8 @@ _NOT_FORWARDED = frozenset(
         "service_tier",
         "safety_identifier",
         "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
         "provider_serial",
         "provider_serials",
         "min_trust",
@@ -54,19 +56,18 @@ class ChatRequest(msgspec.Struct, frozen=True):
     stop_bytes: int
 
 
-def parse_chat(body: dict[str, Any]) -> ChatRequest:
-    """Check a chat completion body.
+def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> ChatRequest:
+    """Check a chat completion body. ``stops_max`` is how many stop sequences its dialect allows.
 
     Raises:
         InvalidRequest: with ``param`` naming the member at fault. What it held is not repeated.
     """
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    model = model_in(body)
     _check_messages(body.get("messages"))
     for name, check in _CHECKS.items():
         if body.get(name) is not None:
             check(name, body[name])
+    _check_stop(body.get("stop"), stops_max)
     options = body.get("stream_options") or {}
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
@@ -82,6 +83,22 @@ def parse_chat(body: dict[str, Any]) -> ChatRequest:
         message_count=len(body["messages"]),
         stop_bytes=max((len(text.encode()) for text in stops), default=0),
     )
+
+
+def model_in(body: dict[str, Any]) -> str:
+    """The model that a body of any dialect names."""
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    return model
+
+
+def refuse(body: dict[str, Any], members: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
+    """Refuse members by name. Each has the values that ask for nothing, and a sentence's beginning that says what is
+    not supported."""
+    for name, (neutral, what) in members.items():
+        if body.get(name) is not None:
+            _only(neutral, what)(name, body[name])
 
 
 def body_for_machine(request: ChatRequest, output_limit: int) -> bytes:
@@ -155,16 +172,16 @@ def _seed(name: str, value: Any) -> None:
         raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
 
 
-def _stop(name: str, value: Any) -> None:
-    texts = [value] if isinstance(value, str) else value
+def _check_stop(value: Any, stops_max: int) -> None:
+    texts = [] if value is None else [value] if isinstance(value, str) else value
     if (
         not isinstance(texts, list)
-        or len(texts) > STOP_SEQUENCES_MAX
+        or len(texts) > stops_max
         or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
     ):
         raise InvalidRequest(
-            f"'stop' must be a text or up to {STOP_SEQUENCES_MAX} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
-            param=name,
+            f"'stop' must be a text or up to {stops_max} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
+            param="stop",
         )
 
 
@@ -191,7 +208,6 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(_OUTPUT_LIMITS, _token_limit),
     "temperature": _number(0, 2),
     "top_p": _top_p,
-    "stop": _stop,
     "seed": _seed,
     "frequency_penalty": _number(-2, 2),
     "presence_penalty": _number(-2, 2),
@@ -209,6 +225,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "audio": _only((), "Audio output is"),
     "prediction": _only((), "Predicted output is"),
     "web_search_options": _only((), "Web search is"),
+    "verbosity": _only(("medium",), "Choosing a verbosity is"),
+    "moderation": _only((), "Moderation is"),
     "reasoning_effort": _only(("none",), "Reasoning effort is"),
     "top_k": _only((0, -1), "Top-k sampling is"),
     "min_p": _only((0,), "Min-p sampling is"),

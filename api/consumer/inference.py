@@ -52,11 +52,12 @@ class Timeouts(NamedTuple):
 
 class Finished(NamedTuple):
     """The machine's last word, after the money moved. ``usage`` is what was charged, or, while that is not known yet,
-    what the machine says."""
+    what the machine says; ``cost_micro_usd`` is None then."""
 
     usage: Usage
     response_hash: str
     se_signature: str
+    cost_micro_usd: int | None = None
 
 
 Event = Started | Delta | Whole | Finished
@@ -331,12 +332,12 @@ class Inference:
             completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
         )
         settled = await self._end(job)
-        usage = complete.usage
+        usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage = Usage(settled.prompt_tokens, settled.completion_tokens)
+            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
-        return Finished(usage, complete.response_hash, complete.se_signature)
+        return Finished(usage, complete.response_hash, complete.se_signature, cost)
 
     async def _release(self, reason: str) -> None:
         await self._end(
