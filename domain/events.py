@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from domain import accounts, journal, machines, requests, wallet
+from domain import accounts, journal, key_budgets, machines, requests, wallet
 from domain.eventsourced import DomainEvent
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
@@ -23,6 +23,9 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     wallet.HoldCaptured,
     wallet.HoldReleased,
     journal.JournalEntryPosted,
+    key_budgets.KeySpendHeld,
+    key_budgets.KeySpendCaptured,
+    key_budgets.KeySpendReleased,
     requests.RequestAdmitted,
     requests.JobDispatched,
     requests.JobFailed,

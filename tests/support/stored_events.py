@@ -58,6 +58,26 @@ VERSION_1: tuple[tuple[str, bytes], ...] = (
         b'"amount":64}],"reference":"reference","metadata":{},"reverses_entry_id":null}',
     ),
     (
+        "KeyBudget.KeySpendHeld",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","key_id":"key_00","request_id":"7d1c2b1e-0000-4000-8000-000000000001",'
+        b'"amount":106,"limit":1000,"reset":"daily","period":"2026-05-01"}',
+    ),
+    (
+        "KeyBudget.KeySpendCaptured",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","key_id":"key_00","request_id":"7d1c2b1e-0000-4000-8000-000000000001",'
+        b'"amount":106,"period":"2026-05-01"}',
+    ),
+    (
+        "KeyBudget.KeySpendReleased",
+        b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
+        b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'
+        b'"correlation_id":"correlation-id","key_id":"key_00","request_id":"7d1c2b1e-0000-4000-8000-000000000001"}',
+    ),
+    (
         "InferenceRequest.RequestAdmitted",
         b'{"originator_id":"00000000-0000-0000-0000-000000001234","originator_version":1,"schema_version":1,'
         b'"occurred_at":"2026-05-01T12:00:00.250001Z","actor":{"kind":"consumer","id":"ada"},'

@@ -32,6 +32,7 @@ from domain.accounts import Account
 from domain.errors import Conflict, DarkbloomError, InsufficientFunds, InvariantViolated, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, Written
 from domain.journal import JournalEntry
+from domain.key_budgets import KeyBudget
 from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccount, OpenSession, Release, Settle
 from domain.machines import ProviderMachine
 from domain.pricing import Quote
@@ -44,7 +45,7 @@ from tests.support.memory_ledger import BEGINNING, MemoryLedger, replayed, rerea
 from tests.support.read_models import ReadModels, rebuilt
 
 KINDS: dict[str, type[Aggregate]] = {
-    kind.KIND: kind for kind in (Account, Wallet, JournalEntry, InferenceRequest, ProviderMachine)
+    kind.KIND: kind for kind in (Account, Wallet, JournalEntry, KeyBudget, InferenceRequest, ProviderMachine)
 }
 ACCOUNTS = ("ada", "ben", "cyd")
 MACHINES = (("of-nobody", ""), ("of-ada", "ada"), ("of-ben", "ben"))
