@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from api import errors, health, internal
-from api.consumer import chat, completions, messages, models, payments, responses
+from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
 from api.providers import socket
 
@@ -18,8 +18,12 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    for part in (*dialects, models, payments, health, internal, socket):
+    for part in (*dialects, models, pricing, keys, payments, generations, health, internal, socket):
         app.include_router(part.router)
-    errors.install(app)
+
+    def count_wrong_credential(address: str) -> None:
+        app.state.coordinator.rate_limits.count_wrong_credential(address)
+
+    errors.install(app, count_wrong_credential)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from api.consumer.attempt import MachineLink
 from api.consumer.inference import Timeouts, Tools
+from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Replies, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from domain.catalog import Catalog
@@ -44,6 +45,9 @@ class Coordinator:
         ledger: Ledger,
         books: Books,
         credentials: Credentials,
+        keys: Keys,
+        replies: Replies,
+        rate_limits: RateLimits,
         jobs: Jobs,
         fleet: Fleet,
         sealing: Sealing,
@@ -58,6 +62,9 @@ class Coordinator:
         self.ledger = ledger
         self.books = books
         self.credentials = credentials
+        self.keys = keys
+        self.replies = replies
+        self.rate_limits = rate_limits
         self.jobs = jobs
         self.fleet = fleet
         self.sealing = sealing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,10 +11,20 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from domain.errors import DarkbloomError, EndpointNotFound, InvalidRequest, MethodNotAllowed
+from domain.errors import (
+    AuthenticationFailed,
+    DarkbloomError,
+    EndpointNotFound,
+    InvalidRequest,
+    MethodNotAllowed,
+    RateLimited,
+)
 
 REQUEST_ID = "darkbloom.request_id"
 """Where the outermost layer leaves the id of this exchange in the ASGI scope."""
+
+ANSWER_HEADERS = "darkbloom.answer_headers"
+"""Where inner layers leave headers for the answer, whatever answer it will be."""
 
 ANTHROPIC_PATHS = "/v1/messages"
 
@@ -79,11 +90,19 @@ def error_response(error: DarkbloomError, scope: Scope, extra_headers: dict[str,
     )
 
 
-def install(app: FastAPI) -> None:
-    """Answer the domain's errors and the router's own in one shape."""
+def install(app: FastAPI, count_wrong_credential: Callable[[str], None] = lambda _: None) -> None:
+    """Answer the domain's errors and the router's own in one shape.
+
+    ``count_wrong_credential`` is told the address that one came from, and raises RateLimited when it was one too many.
+    """
 
     @app.exception_handler(DarkbloomError)
     async def _domain_error(request: Request, error: DarkbloomError) -> Response:
+        if isinstance(error, AuthenticationFailed) and request.client is not None:
+            try:
+                count_wrong_credential(request.client.host)
+            except RateLimited as too_many:
+                error = too_many
         return error_response(error, request.scope)
 
     @app.exception_handler(HTTPException)

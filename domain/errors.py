@@ -2,6 +2,7 @@
 
     DarkbloomError
     ├── InvalidRequest              400
+    │   ├── BadRequest
     │   └── PayloadTooLarge         413
     ├── AuthenticationFailed        401
     ├── InsufficientFunds           402
@@ -60,6 +61,12 @@ class InvalidRequest(DarkbloomError):
 
     type = "invalid_request_error"
     http_status = 400
+
+
+class BadRequest(InvalidRequest):
+    """The request does not say what it is about."""
+
+    type = "bad_request"
 
 
 class PayloadTooLarge(InvalidRequest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 
 import msgspec
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.consumer.answers import Whole
 from api.consumer.attempt import Delta, Started
+from api.consumer.idempotency import Recording
 from api.consumer.inference import Consumed, Finished, Inference
 from api.consumer.rendering import Call, proofs_of
 from api.coordinator import Coordinator
@@ -31,8 +33,19 @@ class AnswerResponse(Response):
     The status goes out with the first content, so everything that fails before is a plain JSON error.
     """
 
-    def __init__(self, inference: Inference, call: Call, coordinator: Coordinator) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        call: Call,
+        coordinator: Coordinator,
+        recording: Recording,
+        on_used: Callable[[int], None],
+    ) -> None:
+        """``on_used`` is told the tokens that were used, when the request has ended."""
         super().__init__()
+        self._recording = recording
+        self._on_used = on_used
+        self._tokens_used = 0
         self._inference = inference
         self._renderer = call.renderer
         self._is_stream = call.chat.stream
@@ -63,6 +76,8 @@ class AnswerResponse(Response):
             if beat is not None:
                 beat.cancel()
             self._coordinator.switchboard.close(self._inference.request_id)
+            self._recording.give_up()
+            self._on_used(self._tokens_used)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -84,11 +99,27 @@ class AnswerResponse(Response):
                 match event:
                     case Started():
                         await self._start_stream(send, event)
-                        await self._write(send, self._renderer.start(event))
+                        await self._relay(send, self._renderer.start(event))
                     case Delta() if rendered := self._renderer.delta(event.chunk.choices):
-                        await self._write(send, rendered)
+                        await self._relay(send, rendered)
                     case Finished():
-                        await self._write(send, self._renderer.finish(event), last=True)
+                        rendered = self._renderer.finish(event)
+                        await self._keep(event, rendered)
+                        await self._write(send, rendered, last=True)
+
+    async def _relay(self, send: Send, rendered: bytes) -> None:
+        if rendered:
+            self._recording.add(rendered)
+            await self._write(send, rendered)
+
+    async def _keep(self, finished: Finished, rendered: bytes) -> None:
+        """Keep the answer as soon as it is paid for, so that nobody pays again whose connection breaks at its end."""
+        self._tokens_used = finished.usage.prompt_tokens + finished.usage.completion_tokens
+        self._recording.add(rendered)
+        try:
+            await self._recording.keep()
+        except DarkbloomError as error:
+            log.warning("the answer to request %s is not kept: %s", self._inference.request_id, error.type)
 
     async def _start_stream(self, send: Send, started: Started) -> None:
         headers = trust_headers(started) | {
@@ -97,6 +128,7 @@ class AnswerResponse(Response):
             "connection": "keep-alive",
             "x-accel-buffering": "no",
         }
+        self._recording.begin(headers)
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._committed = True
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": raw})
@@ -118,6 +150,8 @@ class AnswerResponse(Response):
                         if proofs:
                             headers["X-SE-Signature"] = proofs["se_signature"]
                             headers["X-Response-Hash"] = proofs["response_hash"]
+                        self._recording.begin(headers | {"content-type": "application/json"})
+                        await self._keep(event, body)
                         await Response(body, media_type="application/json", headers=headers)(scope, receive, send)
 
     async def _write(self, send: Send, body: bytes, *, last: bool = False) -> None:

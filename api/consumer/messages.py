@@ -25,7 +25,8 @@ async def create_message(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """The estimate that routing uses too; free, and no machine is asked."""
     coordinator: Coordinator = request.app.state.coordinator
-    await authenticate(request.headers, coordinator.credentials)
+    caller = await authenticate(request.headers, coordinator.credentials)
+    coordinator.rate_limits.count_request(caller, request.scope)
     chat = parse_messages(await read_json_object(request, coordinator.settings.inference_body_bytes_max)).chat
     await model_of(chat.model, coordinator)
     return Response(msgspec.json.encode({"input_tokens": chat.prompt_estimate}), media_type="application/json")

@@ -13,6 +13,7 @@ from domain import events
 from domain.events import EVENT_CLASSES, UnknownEvent, UnreadableEvent, decode, encode
 from domain.eventsourced import Actor, DomainEvent
 from domain.journal import Posting
+from domain.key_budgets import Reset
 from domain.pricing import Quote
 from domain.wallet import HoldPlaced, HoldReleased, Split
 from tests.support.stored_events import VERSION_1
@@ -25,6 +26,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     UUID | None: st.none() | st.uuids(),
     int: integers,
     str: texts,
+    Reset: st.sampled_from(["none", "daily", "weekly", "monthly"]),
     bool: st.booleans(),
     datetime: st.datetimes(min_value=datetime(1970, 1, 2), timezones=st.just(UTC)),  # noqa: DTZ001  # st adds the zone
     Actor: st.builds(Actor, texts, texts),
