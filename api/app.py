@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from api import errors, health, internal
 from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
+from api.openapi import routes as openapi
 from api.providers import socket
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -18,7 +19,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    for part in (*dialects, models, pricing, keys, payments, generations, health, internal, socket):
+    for part in (*dialects, models, pricing, keys, payments, generations, health, openapi, internal, socket):
         app.include_router(part.router)
 
     def count_wrong_credential(address: str) -> None:

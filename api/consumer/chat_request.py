@@ -77,7 +77,7 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
         model=model,
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
-        output_limit=next((body[name] for name in _OUTPUT_LIMITS if body.get(name)), None),
+        output_limit=next((int(body[name]) for name in _OUTPUT_LIMITS if body.get(name)), None),
         prompt_bytes=prompt_bytes,
         prompt_estimate=max(1, prompt_bytes // 4),
         message_count=len(body["messages"]),
@@ -105,6 +105,8 @@ def body_for_machine(request: ChatRequest, output_limit: int) -> bytes:
     """The JSON that is sealed to the machine: exactly one output limit, and nothing that names the caller."""
     forwarded = {name: value for name, value in request.body.items() if name not in _NOT_FORWARDED}
     forwarded["max_tokens"] = output_limit
+    if forwarded.get("seed") is not None:
+        forwarded["seed"] = int(forwarded["seed"])
     if isinstance(forwarded.get("stop"), str):
         forwarded["stop"] = [forwarded["stop"]]
     return msgspec.json.encode(forwarded)
@@ -148,8 +150,13 @@ def _boolean(name: str, value: Any) -> None:
         raise InvalidRequest(f"'{name}' must be true or false.", param=name)
 
 
+def _is_whole(value: Any) -> bool:
+    """In JSON, 16.0 is a whole number too."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
+
+
 def _token_limit(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+    if not _is_whole(value) or not 0 <= value < 2**31:
         raise InvalidRequest(f"'{name}' must be a whole number of tokens.", param=name)
 
 
@@ -168,7 +175,7 @@ def _top_p(name: str, value: Any) -> None:
 
 
 def _seed(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+    if not _is_whole(value) or not -(2**63) <= value < 2**63:
         raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
 
 

@@ -5,6 +5,7 @@ Only answers that cost or created something are kept. An error changed nothing, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from api.ports import ReplyClaim
 from domain.errors import InvalidRequest
 
 HEADER = "Idempotency-Key"
-KEY_CHARACTERS_MAX = 255
+_KEY = re.compile(r"[!-~]{1,255}")
 REPLY_BYTES_MAX = 4 * 1024 * 1024
 """A longer answer is not kept, and a request for it would be answered anew."""
 
@@ -76,8 +77,8 @@ async def replayed_or_claimed(request: Request, coordinator: Coordinator, body: 
     key = request.headers.get(HEADER)
     if key is None:
         return Recording(None)
-    if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
-        raise InvalidRequest(f"'{HEADER}' must have 1 to {KEY_CHARACTERS_MAX} characters.")
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest(f"'{HEADER}' must have 1 to 255 printable ASCII characters and no space.")
     found = await coordinator.replies.claim(
         token_of(request.headers),
         key,

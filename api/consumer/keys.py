@@ -57,7 +57,7 @@ async def revoke_key(request: Request) -> Response:
     key = body.get("key") or body.get("id")
     if not isinstance(key, str):
         raise BadRequest("Name the key that is to be revoked in 'key' or its id in 'id'.")
-    if not await coordinator.keys.revoke(caller.account_id, key):
+    if not key.isprintable() or not await coordinator.keys.revoke(caller.account_id, key):
         raise Forbidden("This account has no active key like that.")
     return Response(b'{"status":"revoked"}', media_type="application/json")
 

@@ -85,6 +85,8 @@ def _dollars(value: Any) -> int:
 def _count(name: str, value: Any, most: int) -> int | None:
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 5.0 is a whole number in JSON
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise InvalidRequest(f"'{name}' must be a whole number from 1 to {most}.", param=name)
     return value

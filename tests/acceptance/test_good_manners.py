@@ -137,7 +137,7 @@ async def test_a_made_key_is_not_made_twice(up: Coordinator, key: Key) -> None:
         assert [entry["name"] for entry in (await client.get("/v1/auth/keys")).json()["data"]] == ["ci", "test"]
 
 
-@pytest.mark.parametrize("idempotency_key", ["", "x" * 256])
+@pytest.mark.parametrize("idempotency_key", ["", "x" * 256, "two words"])
 def test_an_idempotency_key_has_1_to_255_characters(up: Coordinator, key: Key, idempotency_key: str) -> None:
     with up.client(key.secret) as client:
         answer = client.post(

@@ -111,7 +111,7 @@ def test_an_expired_key_is_refused(up: Coordinator, manager: Key) -> None:
 def test_nobody_revokes_or_sees_the_keys_of_another_account(up: Coordinator, manager: Key) -> None:
     other = up.books.open_account(0)
     with up.client(manager.secret) as client:
-        for body in ({"id": other.key_id}, {"key": other.secret}, {"key": "eigeninference-nothing"}):
+        for body in ({"id": other.key_id}, {"key": other.secret}, {"key": "eigeninference-nothing"}, {"id": "\0"}):
             answer = client.request("DELETE", "/v1/auth/keys", json=body)
             assert (answer.status_code, answer.json()["error"]["type"]) == (403, "forbidden")
     assert other.key_id not in [entry["id"] for entry in listed(up, manager, "?include_revoked=1")]
