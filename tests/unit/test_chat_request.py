@@ -123,6 +123,11 @@ class TestWhatIsRead:
     def test_values_at_the_edges_and_members_that_ask_for_nothing(self, changes: dict[str, Any]) -> None:
         parse_chat(body(**changes))
 
+    def test_a_whole_number_may_be_written_with_a_point(self) -> None:
+        chat = parse_chat(body(max_tokens=2.0, seed=5.0))
+        assert chat.output_limit == 2
+        assert b'"seed":5,' in body_for_machine(chat, 2)
+
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize("model", [None, "", 5, ["model"], {"id": "model"}, True])
@@ -169,11 +174,6 @@ class TestWhatIsRefused:
         assert (refused.param, refused.type, refused.http_status) == ("messages", "invalid_request_error", 400)
 
     @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-    def test_a_whole_number_may_be_written_with_a_point(self) -> None:
-        chat = parse_chat(body(max_tokens=2.0, seed=5.0))
-        assert chat.output_limit == 2
-        assert b'"seed":5,' in body_for_machine(chat, 2)
-
     @pytest.mark.parametrize("value", [-1, 1.5, "5", True, False, [5], 2**31])
     def test_a_limit_that_is_no_number_of_tokens(self, name: str, value: Any) -> None:
         assert refusal(**{name: value}).param == name
