@@ -19,12 +19,13 @@ import click
 import psycopg
 from pydantic import ValidationError
 
-from adapters.postgres import credentials, migrate
+from adapters.postgres import api_keys, credentials, migrate
 from adapters.postgres.embedded import EmbeddedPostgresError
 from adapters.settings import Settings
 from api import bootstrap, server
 from domain.errors import DarkbloomError
 from domain.eventsourced import Actor
+from domain.keys import SCOPES, AccountLimits, Scope
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
@@ -145,10 +146,21 @@ def keys() -> None:
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    default=("inference",),
+    show_default=False,
+    help="What the key may do; give it twice for both (default inference).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
 @_explain
-def create_key(account: str | None, credit: str, name: str, as_json: bool, data_dir: Path | None) -> None:
+def create_key(
+    account: str | None, credit: str, name: str, scopes: tuple[Scope, ...], as_json: bool, data_dir: Path | None
+) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
         amount = parse_usd(credit)
@@ -170,7 +182,7 @@ def create_key(account: str | None, credit: str, name: str, as_json: bool, data_
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64])
+            key = credentials.create_api_key(connection, account_id, name[:64], scopes)
     if as_json:
         facts = {
             "api_key": key.secret,
@@ -195,6 +207,35 @@ def revoke_key(key_or_id: str, data_dir: Path | None) -> None:
         if not credentials.revoke_api_key(connection, key_or_id):
             raise click.ClickException("there is no active key like that")
     click.echo("revoked")
+
+
+@main.group()
+def accounts() -> None:
+    """Accounts and their limits."""
+
+
+@accounts.command(name="limit")
+@click.option("--account", required=True, help="The account's id.")
+@click.option(
+    "--requests-per-second", type=click.FloatRange(0), help="0 lifts the limit; left out: as in the settings."
+)
+@click.option("--burst", type=click.IntRange(1), help="Requests at once.")
+@click.option("--tokens-per-minute", type=click.IntRange(0), help="0 lifts the limit; left out: as in the settings.")
+@data_dir_option
+@_explain
+def limit_account(
+    account: str,
+    requests_per_second: float | None,
+    burst: int | None,
+    tokens_per_minute: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Set the rate limits of one account, all of them at once. They hold from the next request on."""
+    limits = AccountLimits(requests_per_second, burst, tokens_per_minute)
+    settings = _settings(data_dir=data_dir)
+    with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        api_keys.set_account_limits(connection, account, limits)
+    click.echo("set")
 
 
 @main.group(name="provider-tokens")

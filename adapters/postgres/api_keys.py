@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from adapters.postgres import sql
@@ -12,7 +13,7 @@ from adapters.postgres.credentials import hash_of, new_key
 from adapters.postgres.pool import AsyncConnection, connection_of
 from domain.errors import Conflict
 from domain.key_budgets import KeyLimit
-from domain.keys import KEYS_MAX, KeyEntry, KeySettings, MadeKey
+from domain.keys import KEYS_MAX, AccountLimits, KeyEntry, KeySettings, MadeKey
 
 
 class StoredKeys:
@@ -56,6 +57,10 @@ class StoredKeys:
         values = {"key": key_or_id, "key_hash": hash_of(key_or_id), "account_id": account_id}
         async with connection_of(self._pool) as connection:
             return await (await connection.execute(sql.REVOKE_API_KEY, values)).fetchone() is not None
+
+
+def set_account_limits(connection: psycopg.Connection[object], account_id: str, limits: AccountLimits) -> None:
+    connection.execute(sql.SET_ACCOUNT_LIMITS, (account_id, *limits))
 
 
 def _entry(row: Sequence[Any]) -> KeyEntry:
