@@ -67,10 +67,10 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
     for name, check in _CHECKS.items():
         if body.get(name) is not None:
             check(name, body[name])
-    _check_stop(body.get("stop"), stops_max)
+    stop = body.get("stop")
+    stops = stop_texts("stop", [stop] if isinstance(stop, str) else stop, stops_max)
+    _refuse_a_choice_of_machine(body)
     options = body.get("stream_options") or {}
-    stop = body.get("stop") or []
-    stops = [stop] if isinstance(stop, str) else stop
     prompt_bytes = sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None)
     return ChatRequest(
         body=body,
@@ -179,17 +179,45 @@ def _seed(name: str, value: Any) -> None:
         raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
 
 
-def _check_stop(value: Any, stops_max: int) -> None:
-    texts = [] if value is None else [value] if isinstance(value, str) else value
+def stop_texts(name: str, value: Any, texts_max: int) -> list[str]:
+    """The stop sequences in a list of them. Raises InvalidRequest."""
+    texts = [] if value is None else value
     if (
         not isinstance(texts, list)
-        or len(texts) > stops_max
+        or len(texts) > texts_max
         or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
     ):
         raise InvalidRequest(
-            f"'stop' must be a text or up to {stops_max} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
-            param="stop",
+            f"'{name}' must be up to {texts_max} texts of 1 to {STOP_CHARACTERS_MAX} characters.", param=name
         )
+    return texts
+
+
+def _refuse_a_choice_of_machine(body: dict[str, Any]) -> None:
+    if provider_serials(body):
+        name = "provider_serial" if body.get("provider_serial") is not None else "provider_serials"
+        raise InvalidRequest(f"Choosing a machine is not supported here; leave '{name}' out.", param=name)
+
+
+def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
+    """The machines that a request is restricted to, trimmed and each once (consumer API, section 5.6).
+
+    Raises:
+        InvalidRequest: not a text or a list of texts, or nothing is left of it.
+    """
+    found: dict[str, None] = {}
+    for name in ("provider_serial", "provider_serials"):
+        value = body.get(name)
+        if value is None:
+            continue
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest(f"'{name}' must be a serial number or a list of them.", param=name)
+        serials = [text.strip() for text in texts if text.strip()]
+        if not serials:
+            raise InvalidRequest(f"'{name}' names no machine.", param=name)
+        found |= dict.fromkeys(serials)
+    return tuple(found)
 
 
 def _stream_options(name: str, value: Any) -> None:
@@ -238,7 +266,5 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "top_k": _only((0, -1), "Top-k sampling is"),
     "min_p": _only((0,), "Min-p sampling is"),
     "repetition_penalty": _only((1,), "A repetition penalty is"),
-    "provider_serial": _only((), "Choosing a machine is"),
-    "provider_serials": _only((), "Choosing a machine is"),
     "min_trust": _only((), "Choosing a trust level is"),
 }

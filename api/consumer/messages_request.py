@@ -9,11 +9,11 @@ import msgspec
 
 from api.consumer.chat_request import (
     DEFAULT_OUTPUT_TOKENS,
-    STOP_CHARACTERS_MAX,
     ChatRequest,
     model_in,
     parse_chat,
     refuse,
+    stop_texts,
 )
 from domain.errors import InvalidRequest
 
@@ -54,7 +54,7 @@ def parse_messages(body: Json) -> MessagesRequest:
     model_in(body)
     messages = _lowered_messages(body.get("messages"))
     refuse(body, _REFUSED)
-    stops = _stop_sequences(body.get("stop_sequences"))
+    stops = stop_texts("stop_sequences", body.get("stop_sequences"), STOP_SEQUENCES_MAX)
     with_thinking = _with_thinking(body.get("thinking"))
     if body.get("max_tokens") == 0:
         raise InvalidRequest("'max_tokens' must be at least 1.", param="max_tokens")
@@ -65,9 +65,9 @@ def parse_messages(body: Json) -> MessagesRequest:
     lowered["messages"] = [*_system(body.get("system")), *messages]
     lowered["max_tokens"] = DEFAULT_OUTPUT_TOKENS if body.get("max_tokens") is None else body["max_tokens"]
     if stops:
-        lowered["stop"] = list(stops)
+        lowered["stop"] = stops
     lowered |= _tools(body)
-    return MessagesRequest(parse_chat(lowered, stops_max=STOP_SEQUENCES_MAX), with_thinking, stops)
+    return MessagesRequest(parse_chat(lowered, stops_max=STOP_SEQUENCES_MAX), with_thinking, tuple(stops))
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -183,20 +183,6 @@ def _unreadable(where: str, block: Any) -> InvalidRequest:
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
-
-
-def _stop_sequences(value: Any) -> tuple[str, ...]:
-    texts = [] if value is None else value
-    if (
-        not isinstance(texts, list)
-        or len(texts) > STOP_SEQUENCES_MAX
-        or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
-    ):
-        raise InvalidRequest(
-            f"'stop_sequences' must be up to {STOP_SEQUENCES_MAX} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
-            param="stop_sequences",
-        )
-    return tuple(texts)
 
 
 def _with_thinking(value: Any) -> bool:
