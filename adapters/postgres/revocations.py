@@ -22,8 +22,16 @@ POLL_SECONDS = 5.0
 class RevocationWatch:
     """``keys_in_use`` are the keys that this gateway has open requests of."""
 
-    def __init__(self, dsn: str, keys_in_use: Callable[[], Collection[str]], on_revoked: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        keys_in_use: Callable[[], Collection[str]],
+        on_revoked: Callable[[str], None],
+        *,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
         self._dsn = dsn
+        self._poll_seconds = poll_seconds
         self._keys_in_use = keys_in_use
         self._on_revoked = on_revoked
 
@@ -44,5 +52,5 @@ class RevocationWatch:
             if keys:
                 for (key_id,) in await (await connection.execute(sql.REVOKED_AMONG, (keys,))).fetchall():
                     self._on_revoked(key_id)
-            async for notice in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
+            async for notice in connection.notifies(timeout=self._poll_seconds, stop_after=1):
                 self._on_revoked(notice.payload)

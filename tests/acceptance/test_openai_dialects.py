@@ -152,6 +152,8 @@ async def go_back_to_an_earlier_call(machine: Machine, job: Job) -> None:
     for index in (1, 0):
         piece = {"tool_calls": [{"index": index, "id": f"call_{index}", "function": {"name": "f", "arguments": ""}}]}
         await job.chunk("data: " + json.dumps({"choices": [{"index": 0, "delta": piece, "finish_reason": None}]}))
+    await job.delta(finish="tool_calls")
+    await job.complete(7, 2)
 
 
 async def test_a_machine_that_goes_back_to_an_earlier_tool_call_breaks_the_protocol(up: Coordinator, key: Key) -> None:
