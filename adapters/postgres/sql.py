@@ -49,7 +49,13 @@ WHERE k.key_hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.ex
 """
 """An active key with its own limits and its account's."""
 
-NOTE_KEY_USE = "UPDATE api_keys SET last_used_at = now() WHERE key_id = %s"
+NOTE_KEY_USE = """
+UPDATE api_keys SET last_used_at = now() WHERE key_id IN (
+    SELECT key_id FROM api_keys WHERE key_id = %s
+        AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute') FOR NO KEY UPDATE SKIP LOCKED)
+"""
+"""Note that a key was used; of many requests at once one writes and none waits."""
+
 REVOKE_API_KEY = """
 WITH revoked AS (
     UPDATE api_keys SET revoked_at = now()
