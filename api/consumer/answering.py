@@ -45,7 +45,6 @@ class AnswerResponse(Response):
         super().__init__()
         self._recording = recording
         self._on_used = on_used
-        self._tokens_used = 0
         self._inference = inference
         self._renderer = call.renderer
         self._is_stream = call.chat.stream
@@ -67,6 +66,7 @@ class AnswerResponse(Response):
             log.info("request %s: the consumer hung up", self._inference.request_id)
         except DarkbloomError as error:
             log.info("request %s failed: %s", self._inference.request_id, error.type)
+            self._recording.give_up()  # before the consumer can ask again
             if self._committed:
                 await self._write(send, self._renderer.error(error), last=True)
             else:
@@ -77,7 +77,7 @@ class AnswerResponse(Response):
                 beat.cancel()
             self._coordinator.switchboard.close(self._inference.request_id)
             self._recording.give_up()
-            self._on_used(self._tokens_used)
+            self._on_used(self._inference.tokens_used)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -104,7 +104,7 @@ class AnswerResponse(Response):
                         await self._relay(send, rendered)
                     case Finished():
                         rendered = self._renderer.finish(event)
-                        await self._keep(event, rendered)
+                        await self._keep(rendered)
                         await self._write(send, rendered, last=True)
 
     async def _relay(self, send: Send, rendered: bytes) -> None:
@@ -112,9 +112,8 @@ class AnswerResponse(Response):
             self._recording.add(rendered)
             await self._write(send, rendered)
 
-    async def _keep(self, finished: Finished, rendered: bytes) -> None:
+    async def _keep(self, rendered: bytes) -> None:
         """Keep the answer as soon as it is paid for, so that nobody pays again whose connection breaks at its end."""
-        self._tokens_used = finished.usage.prompt_tokens + finished.usage.completion_tokens
         self._recording.add(rendered)
         try:
             await self._recording.keep()
@@ -151,7 +150,7 @@ class AnswerResponse(Response):
                             headers["X-SE-Signature"] = proofs["se_signature"]
                             headers["X-Response-Hash"] = proofs["response_hash"]
                         self._recording.begin(headers | {"content-type": "application/json"})
-                        await self._keep(event, body)
+                        await self._keep(body)
                         await Response(body, media_type="application/json", headers=headers)(scope, receive, send)
 
     async def _write(self, send: Send, body: bytes, *, last: bool = False) -> None:

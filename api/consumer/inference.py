@@ -96,7 +96,10 @@ class Tools(NamedTuple):
 
 
 class Inference:
-    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards."""
+    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards.
+
+    ``tokens_used`` is what it was charged for, also when its consumer left in the middle of the answer.
+    """
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class Inference:
         timing_us: dict[str, int],
     ) -> None:
         self.request_id = request_id
+        self.tokens_used = 0
         self._account_id = account_id
         self._model = model
         self._size_gb = size_gb
@@ -352,6 +356,7 @@ class Inference:
             usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
+        self.tokens_used = usage.prompt_tokens + usage.completion_tokens
         return Finished(usage, complete.response_hash, complete.se_signature, cost)
 
     async def _release(self, reason: str) -> None:

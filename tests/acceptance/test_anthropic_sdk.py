@@ -155,6 +155,32 @@ async def test_reasoning_and_tool_calls_become_blocks(up: Coordinator, key: Key)
     assert message.stop_reason == "tool_use"
 
 
+async def think_in_tags(machine: Machine, job: Job) -> None:
+    """What models without a parser of their own do, with tags that are cut anywhere."""
+    await job.accept()
+    for piece in ("<thi", "nk>\nTwo and two", " \n</th", "ink>\n\nFo", "ur."):
+        await job.delta(piece)
+    await job.delta(finish="stop")
+    await job.complete(7, 40)  # more tokens than the text without its tags has bytes, by the gateway's measure
+
+
+async def test_thoughts_in_tags_are_told_from_the_text_and_paid(up: Coordinator, key: Key) -> None:
+    async with (
+        Machine(up.url, think_in_tags, model="tagger").connected(),
+        anthropic.AsyncAnthropic(base_url=up.url, api_key=key.secret, max_retries=0) as client,
+    ):
+        async with client.messages.stream(
+            model="tagger", messages=ASK, max_tokens=64, thinking={"type": "enabled", "budget_tokens": 1024}
+        ) as stream:
+            shown = await stream.get_final_message()
+        async with client.messages.stream(model="tagger", messages=ASK, max_tokens=64) as stream:
+            hidden = await stream.get_final_message()
+    assert [block.type for block in shown.content] == ["thinking", "text"]
+    assert shown.content[0].thinking == "Two and two"
+    assert [block.text for block in hidden.content] == [shown.content[1].text] == ["Four."]
+    assert shown.usage.output_tokens == hidden.usage.output_tokens == 40
+
+
 async def fail_in_the_middle(machine: Machine, job: Job) -> None:
     await job.accept()
     await job.delta("Hel")
