@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck check tiny-model lock clean
+.PHONY: demo test lint typecheck replay-campaign chaos-ledger event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -21,6 +21,14 @@ lint: $(STAMP)
 typecheck: $(STAMP)
 	@$(BIN)/mypy
 
+# Replays the log of a random business and compares it with the live tables. A failure prints its seed; set SEED to it.
+replay-campaign: export OPERATIONS ?= 100000
+replay-campaign: $(STAMP)
+	@$(BIN)/python -m pytest -q -s -o timeout=0 -k whatever_the_pages_and_restarts_were tests/integration/test_replay.py
+# Writes the stored bytes and the shape of each event version that has none yet; what exists is never touched.
+event-fixtures: $(STAMP)
+	@$(BIN)/python -m tests.support.event_fixtures
+
 # Trains the model that demo and tests use, on this repository's documentation. Under five minutes on two cores.
 tiny-model: $(STAMP)
 	@$(BIN)/python -m models.train_tiny
@@ -28,6 +36,7 @@ tiny-model: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed; set PYTHON=python3.12, for example" >&2; exit 1; }
+	@echo "Setting up $(VENV) from requirements.lock; the first time this takes a minute or two." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

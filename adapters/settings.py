@@ -91,6 +91,16 @@ class Settings(BaseSettings):
     challenge_answer_seconds: float = 30.0
     heartbeat_age_seconds_max: float = 90.0
 
+    checkpoint_key_file: Path | None = None
+    """The private keys of the log's checkpoints. Unset: ``checkpoint.key`` in the data directory of an embedded
+    database; with a database server, this process signs nothing."""
+
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """How often a log that grew is signed."""
+
+    log_origin: str = Field("", pattern=r"^[^\s+]*$")
+    """The name of the log in a key file that is made anew. Empty: a random one."""
+
     scheduler_threads: int = Field(4, ge=1, le=64)
     ledger_queue_max: int = 10_000
     ledger_batch_max: int = 500

@@ -8,10 +8,12 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from api import errors, health, internal
+from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
 from api.openapi import routes as openapi
 from api.providers import socket
+from api.public import transparency
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -19,8 +21,9 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    for part in (*dialects, models, pricing, keys, payments, generations, health, openapi, internal, socket):
-        app.include_router(part.router)
+    parts = (*dialects, models, pricing, keys, payments, generations, transparency, health, openapi, internal, socket)
+    for router in (*(part.router for part in parts), *AUDITORS):
+        app.include_router(router)
 
     def count_wrong_credential(address: str) -> None:
         app.state.coordinator.rate_limits.count_wrong_credential(address)

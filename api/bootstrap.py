@@ -10,17 +10,21 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 from uuid import UUID
 
+import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
 
+from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
 from adapters.postgres.api_keys import StoredKeys
-from adapters.postgres.credentials import StoredCredentials
+from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
+from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
-from adapters.postgres.pool import connection_of, make_async_pool, open_pool
+from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
 from adapters.postgres.writer import LedgerWriter
@@ -34,25 +38,36 @@ from adapters.scheduler.scheduler import Scheduler
 from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
+from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
 from api.ports import Caller, UsageRow
+from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
+from domain.errors import InvalidRequest
 from domain.routing import Policy
+from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
-from projections.earnings import Earnings
-from projections.journal import JournalLines
+from projections.checkpoints import StoredCheckpoints
+from projections.diff import Replays
 from projections.open_requests import OpenRequests
+from projections.registry import lagging
 from projections.runner import ProjectionRunner
+from projections.transparency import Connect, StoredTree
+from projections.transparency_follower import TransparencyFollower
 from projections.usage import UsageEntries
 
 log = logging.getLogger(__name__)
 
 GATEWAY_CONNECTIONS_MAX = 10
+AUDIT_CONNECTIONS_MAX = 4
+
+verify_signature: VerifySignature = verify_ed25519
+"""How anyone checks the signature under a checkpoint."""
 
 
 @contextmanager
@@ -102,12 +117,74 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
 
 @contextmanager
 def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
-    runner = ProjectionRunner(dsn, [Earnings(), JournalLines()])
+    runner = ProjectionRunner(dsn, lagging())
     runner.start()
     try:
         yield runner
     finally:
         runner.stop()
+
+
+def notary_of(settings: Settings) -> KeyFileNotary | None:
+    """What signs this process's checkpoints; None where another process is to sign them."""
+    if settings.checkpoint_key_file is not None:
+        return KeyFileNotary(settings.checkpoint_key_file.expanduser().absolute(), settings.log_origin)
+    if settings.database_url:
+        return None
+    return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
+
+
+def _needed_notary(settings: Settings) -> KeyFileNotary:
+    notary = notary_of(settings)
+    if notary is None:
+        raise InvalidRequest("set DARKBLOOM_CHECKPOINT_KEY_FILE to the key file of this log")
+    return notary
+
+
+@contextmanager
+def notary_and_database(settings: Settings) -> Generator[tuple[KeyFileNotary, psycopg.Connection[Any]], None, None]:
+    """For commands that change the keys of the checkpoints. Raises InvalidRequest without a key file."""
+    notary = _needed_notary(settings)
+    with database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        yield notary, connection
+
+
+def sign_now(settings: Settings) -> None:
+    """Bring the tree to the head of the log and sign it, if there is anything new.
+
+    Raises:
+        CheckpointRefused: it would contradict what was signed before.
+        TreeDamaged: the stored tree does not fit the log.
+    """
+    notary = _needed_notary(settings)
+    with database_of_command(settings) as dsn:
+        follower = TransparencyFollower(dsn, notary, checkpoint_seconds=settings.checkpoint_seconds)
+        follower.catch_up()
+        follower.sign()
+
+
+@contextmanager
+def transparency_follower(dsn: str, settings: Settings) -> Generator[TransparencyFollower, None, None]:
+    notary = notary_of(settings)
+    if notary is None:
+        log.warning("this process signs no checkpoints; it would with DARKBLOOM_CHECKPOINT_KEY_FILE")
+    follower = TransparencyFollower(dsn, notary, checkpoint_seconds=settings.checkpoint_seconds)
+    follower.start()
+    try:
+        yield follower
+    finally:
+        follower.stop()
+
+
+def transparency_log(connect: Connect) -> TransparencyLog:
+    return TransparencyLog(StoredTree(connect), StoredCheckpoints(connect))
+
+
+def caller_of(dsn: str, secret: str) -> Caller | None:
+    """Who an API key stands for, for commands that act in somebody's name."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        found = find_api_key(connection, secret)
+    return Caller(*found) if found else None
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -184,6 +261,7 @@ def gateway_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(make_async_pool(dsn, size_max=GATEWAY_CONNECTIONS_MAX))
+            audit_pool = stack.enter_context(open_pool(dsn, size_max=AUDIT_CONNECTIONS_MAX))
             publisher = make_publisher(broker)
             stack.callback(publisher.close)
             lease = GatewayLease(
@@ -197,6 +275,7 @@ def gateway_app(
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
+                transparency=transparency_log(partial(connection_of, pool)),
                 credentials=_Credentials(pool),
                 keys=StoredKeys(pool),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
@@ -211,6 +290,14 @@ def gateway_app(
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
+            )
+            app.state.audit = Desk(
+                credentials=_Credentials(pool),
+                accesses=StoredAccesses(pool),
+                reading=partial(reading_of, audit_pool),
+                ledger=writer,
+                runs=StoredReplayRuns(pool),
+                replayer=Replays(dsn),
             )
             if owns_database:
                 await lease.end_all()
@@ -263,6 +350,7 @@ def run_everything(settings: Settings, serve: Serve) -> None:
         with (
             ledger_writer(dsn, settings) as writer,
             projection_runner(dsn),
+            transparency_follower(dsn, settings),
             scheduler_worker(dsn, settings, broker, writer, local),
         ):
             owns_database = not settings.database_url
@@ -291,5 +379,5 @@ def run_scheduler(settings: Settings, wait: Callable[[], None]) -> None:
 def run_projections(settings: Settings, wait: Callable[[], None]) -> None:
     """``darkbloomd project``."""
     migrate.require_current(settings.database_url)
-    with projection_runner(settings.database_url):
+    with projection_runner(settings.database_url), transparency_follower(settings.database_url, settings):
         wait()

@@ -10,54 +10,24 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import get_args
 
 import click
 import psycopg
-from pydantic import ValidationError
 
-from adapters.postgres import api_keys, credentials, migrate
-from adapters.postgres.embedded import EmbeddedPostgresError
+from adapters.postgres import api_keys, credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
-from domain.errors import DarkbloomError
+from api.audit_cli import audit
+from api.command_line import data_dir_option, explained, settings_of
 from domain.eventsourced import Actor
 from domain.keys import SCOPES, AccountLimits, Scope
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 ADMIN = Actor("admin", "operator")
-
-
-def _explain(command: F) -> F:
-    """Turn the failures that an operator can mend into one line and exit code 1."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (EmbeddedPostgresError, migrate.DatabaseUnusable, server.PortTaken, DarkbloomError) as error:
-            raise click.ClickException(str(error)) from None
-        except psycopg.OperationalError as error:
-            raise click.ClickException(f"the database failed: {str(error).splitlines()[0]}") from None
-
-    return wrapped  # type: ignore[return-value]  # the wrapper has the command's own signature
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(
-            ": ".join([*(f"DARKBLOOM_{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
-            for problem in error.errors()
-        )
-        raise click.ClickException(f"the settings are not valid: {problems}") from None
 
 
 def _start_logging() -> None:
@@ -66,13 +36,12 @@ def _start_logging() -> None:
         raise click.ClickException("DARKBLOOM_LOG must be debug, info, warning or error")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # These log frames, statements or messages, all of which may carry what must not be logged.
-    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "pika", "httpx", "httpcore", "alembic"):
+    for name in ("uvicorn", "websockets", "psycopg", "psycopg.pool", "httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs a dozen lines and a traceback for each failed connection, which we report in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     for name in ("dramatiq", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
-
-
-data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded database lives.")
 
 
 @click.group()
@@ -85,40 +54,40 @@ def main() -> None:
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
 @data_dir_option
-@_explain
+@explained
 def up(host: str | None, port: int | None, data_dir: Path | None) -> None:
     """Run everything in one process, with its own database unless one is configured."""
     _start_logging()
-    settings = _settings(host=host, port=port, data_dir=data_dir)
+    settings = settings_of(host=host, port=port, data_dir=data_dir)
     _serve(settings, bootstrap.run_everything)
 
 
 @main.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8080; 0 picks a free one).")
-@_explain
+@explained
 def serve(host: str | None, port: int | None) -> None:
     """Run a gateway: the HTTP API and the machines' sockets. Schedulers run with 'darkbloomd schedule'."""
     _start_logging()
-    settings = _need_servers(_settings(host=host, port=port))
+    settings = _need_servers(settings_of(host=host, port=port))
     _serve(settings, bootstrap.run_gateway)
 
 
 @main.command()
-@_explain
+@explained
 def schedule() -> None:
     """Run a scheduler worker for gateways in other processes."""
     _start_logging()
-    settings = _need_servers(_settings())
+    settings = _need_servers(settings_of())
     bootstrap.run_scheduler(settings, _until_signal("scheduler"))
 
 
 @main.command()
-@_explain
+@explained
 def project() -> None:
     """Run the projections that follow the event log."""
     _start_logging()
-    settings = _settings()
+    settings = settings_of()
     if not settings.database_url:
         raise click.ClickException(
             "set DARKBLOOM_DATABASE_URL; 'darkbloomd up' runs the projections of its own database"
@@ -127,25 +96,29 @@ def project() -> None:
 
 
 @main.command(name="migrate")
+@click.option("--application-role", metavar="NAME", help="Give this role what a running coordinator needs.")
+@click.option("--auditor-role", metavar="NAME", help="Give this role the right to read, but no secrets.")
 @data_dir_option
-@_explain
-def migrate_command(data_dir: Path | None) -> None:
-    """Bring the database to this release's schema."""
-    settings = _settings(data_dir=data_dir)
+@explained
+def migrate_command(application_role: str | None, auditor_role: str | None, data_dir: Path | None) -> None:
+    """Bring the database to this release's schema, and give roles their rights on it."""
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database(settings) as dsn:
         migrate.upgrade(dsn)
+        roles.grant(dsn, application=application_role, auditor=auditor_role)
     click.echo("the database is up to date")
 
 
 @main.group()
 def keys() -> None:
-    """API keys of consumers."""
+    """API keys of consumers, auditors and admins."""
 
 
 @keys.command(name="create")
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
+@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
 @click.option(
     "--scope",
     "scopes",
@@ -157,9 +130,15 @@ def keys() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
-@_explain
+@explained
 def create_key(
-    account: str | None, credit: str, name: str, scopes: tuple[Scope, ...], as_json: bool, data_dir: Path | None
+    account: str | None,
+    credit: str,
+    name: str,
+    role: credentials.Role,
+    scopes: tuple[Scope, ...],
+    as_json: bool,
+    data_dir: Path | None,
 ) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
@@ -167,7 +146,7 @@ def create_key(
     except NotAnAmount as error:
         raise click.BadParameter(str(error), param_hint="--credit") from None
     account_id = account or f"acct_{secrets.token_hex(12)}"
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account_id, account_id=account_id))
@@ -182,12 +161,13 @@ def create_key(
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64], scopes)
+            key = credentials.create_api_key(connection, account_id, name[:64], role, scopes)
     if as_json:
         facts = {
             "api_key": key.secret,
             "key_id": key.key_id,
             "account_id": account_id,
+            "role": role,
             "credit_usd": format_usd(amount),
         }
         click.echo(json.dumps(facts))
@@ -199,10 +179,10 @@ def create_key(
 @keys.command(name="revoke")
 @click.argument("key_or_id")
 @data_dir_option
-@_explain
+@explained
 def revoke_key(key_or_id: str, data_dir: Path | None) -> None:
     """Revoke a key by its id (key_…) or by the key itself. It holds at once."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         if not credentials.revoke_api_key(connection, key_or_id):
             raise click.ClickException("there is no active key like that")
@@ -222,7 +202,7 @@ def accounts() -> None:
 @click.option("--burst", type=click.IntRange(1), help="Requests at once.")
 @click.option("--tokens-per-minute", type=click.IntRange(0), help="0 lifts the limit; left out: as in the settings.")
 @data_dir_option
-@_explain
+@explained
 def limit_account(
     account: str,
     requests_per_second: float | None,
@@ -232,7 +212,7 @@ def limit_account(
 ) -> None:
     """Set the rate limits of one account, all of them at once. They hold from the next request on."""
     limits = AccountLimits(requests_per_second, burst, tokens_per_minute)
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         api_keys.set_account_limits(connection, account, limits)
     click.echo("set")
@@ -246,10 +226,10 @@ def provider_tokens() -> None:
 @provider_tokens.command(name="create")
 @click.option("--account", required=True, help="The account that will earn.")
 @data_dir_option
-@_explain
+@explained
 def create_provider_token(account: str, data_dir: Path | None) -> None:
     """Make a token for an agent's auth_token file. Stdout carries the token alone; it is not shown again."""
-    settings = _settings(data_dir=data_dir)
+    settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
         with psycopg.connect(dsn, autocommit=True) as connection:
             writer.execute(OpenAccount(actor=ADMIN, correlation_id=account, account_id=account))
@@ -260,7 +240,7 @@ def create_provider_token(account: str, data_dir: Path | None) -> None:
 @main.command()
 @click.option("--prompt", default="What is a hold?", help="What to ask the model.")
 @click.option("--model-path", type=click.Path(path_type=Path), default=Path("models/darkbloom-tiny"))
-@_explain
+@explained
 def demo(prompt: str, model_path: Path) -> None:
     """Run the whole system once: one paid chat completion, then the books."""
     from api.demo import DemoFailed, run_demo
@@ -269,8 +249,9 @@ def demo(prompt: str, model_path: Path) -> None:
         run_demo(prompt, model_path)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+
+
+main.add_command(audit)
 
 
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:

@@ -14,6 +14,7 @@ from api.inbox import Switchboard
 from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Replies, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
+from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
@@ -44,6 +45,7 @@ class Coordinator:
         *,
         ledger: Ledger,
         books: Books,
+        transparency: TransparencyLog,
         credentials: Credentials,
         keys: Keys,
         replies: Replies,
@@ -61,6 +63,7 @@ class Coordinator:
     ) -> None:
         self.ledger = ledger
         self.books = books
+        self.transparency = transparency
         self.credentials = credentials
         self.keys = keys
         self.replies = replies
@@ -117,6 +120,9 @@ class Coordinator:
         self.draining = True
         for session in self.registry.all():
             await session.announce()
+        if len(self.switchboard):
+            text = "stopping when %d open requests are finished, or in %.0f s; a second signal aborts them"
+            log.info(text, len(self.switchboard), seconds)
         deadline = asyncio.get_running_loop().time() + seconds
         while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)

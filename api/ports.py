@@ -17,10 +17,11 @@ R = TypeVar("R")
 
 
 class Caller(NamedTuple):
-    """Who a credential stands for, and what the key may do."""
+    """Who a credential stands for, and what the key may do. ``role`` is consumer, auditor or admin."""
 
     account_id: str
     key_id: str
+    role: str = "consumer"
     key: KeySettings = KeySettings()
     account_limits: AccountLimits = AccountLimits()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from domain.protocol import COORDINATOR_INBOUND_BYTES_MAX
 
 BACKLOG = 2048
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class PortTaken(Exception):
@@ -35,14 +37,18 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        raise PortTaken(
-            f"cannot listen on {host} port {port} ({error.strerror}); choose another with --port, or stop what uses it"
-        ) from None
+        advice = "choose another with --port, or stop what uses it"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            advice = "give --host an address of this machine, such as 127.0.0.1"
+        raise PortTaken(f"cannot listen on {host} port {port} ({error.strerror}); {advice}") from None
     return bound
 
 
 def serve(app: FastAPI, bound: socket.socket, *, drain_seconds: float, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal ends at once."""
+    """Serve until SIGINT or SIGTERM; a second signal aborts what is still open.
+
+    Afterwards both signals are ignored: what is left to do is bounded in time, and it records money.
+    """
     config = uvicorn.Config(
         app,
         loop="none",
@@ -59,6 +65,8 @@ def serve(app: FastAPI, bound: socket.socket, *, drain_seconds: float, on_ready:
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(_Server(config), app, bound, drain_seconds, on_ready))
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class _Server(uvicorn.Server):
@@ -77,11 +85,10 @@ async def _serve(
 
     def on_signal() -> None:
         if stop.is_set():
-            server.force_exit = True
             hurry.set()
         stop.set()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     stopping = asyncio.create_task(stop.wait())

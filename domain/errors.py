@@ -14,6 +14,7 @@
     │   └── UnknownRequest
     ├── MethodNotAllowed            405
     ├── Conflict                    409
+    │   ├── CheckpointPending
     │   ├── IdempotencyConflict
     │   └── IdempotencyInFlight
     ├── RateLimited                 429
@@ -97,7 +98,7 @@ class KeyLimitReached(InsufficientFunds):
 
 
 class Forbidden(DarkbloomError):
-    """This credential may not do that."""
+    """This key may not do that."""
 
     type = "forbidden"
     http_status = 403
@@ -140,6 +141,13 @@ class Conflict(DarkbloomError):
 
     type = "conflict"
     http_status = 409
+
+
+class CheckpointPending(Conflict):
+    """No signed checkpoint covers this event yet; one is being made, so try again in a moment."""
+
+    code = "checkpoint_pending"
+    retry_after_seconds = 2
 
 
 class IdempotencyConflict(Conflict):

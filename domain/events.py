@@ -5,15 +5,13 @@ No topic is ever resolved by importing a name that stood in the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from domain import accounts, journal, key_budgets, machines, requests, wallet
+from domain import accounts, adjustments, journal, key_budgets, machines, periods, requests, wallet
 from domain.eventsourced import DomainEvent
-
-Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+from domain.upcasts import UPCASTS
 
 EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     accounts.AccountOpened,
@@ -22,6 +20,7 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     wallet.HoldPlaced,
     wallet.HoldCaptured,
     wallet.HoldReleased,
+    wallet.WalletAdjusted,
     journal.JournalEntryPosted,
     key_budgets.KeySpendHeld,
     key_budgets.KeySpendCaptured,
@@ -37,10 +36,12 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     machines.MachineLinked,
     machines.ProviderSessionOpened,
     machines.ProviderSessionClosed,
+    adjustments.AdjustmentProposed,
+    adjustments.AdjustmentApproved,
+    adjustments.AdjustmentRejected,
+    periods.PeriodLocked,
+    periods.PeriodClosed,
 )
-
-UPCASTS: Mapping[tuple[str, int], Upcast] = {}
-"""(topic, version) to the function that turns that version's payload into the next one's."""
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 _decoders = {cls.TOPIC: msgspec.json.Decoder(cls) for cls in EVENT_CLASSES}

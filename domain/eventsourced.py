@@ -7,10 +7,10 @@ made in commands, never in ``apply``, because events are replayed under the rule
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
@@ -53,23 +53,31 @@ class DomainEvent(CanMutateAggregate[UUID], msgspec.Struct, frozen=True, kw_only
             OriginatorIDError, OriginatorVersionError: it is not.
         """
         # The library's signature names its own base class where its code only needs the protocol that ours follows.
-        self.mutate(cast("Any", aggregate))
+        changing: Any = aggregate
+        self.mutate(changing)
 
 
 class Aggregate:
-    """A consistency boundary. Version 0 is the blank state that exists before any event."""
+    """A consistency boundary. Version 0 is the blank state that exists before any event.
+
+    A kind whose history grows for years has ``SNAPSHOT_VERSION`` above 0 and implements ``state`` and ``restore``; the
+    number goes up with every change of what a snapshot means, and snapshots of another number are never read.
+    ``snapshot_at`` is the version of the newest snapshot that this state came from or went into.
+    """
 
     KIND: ClassVar[str]
+    SNAPSHOT_VERSION: ClassVar[int] = 0
 
     def __init__(self, aggregate_id: UUID) -> None:
         self.id = aggregate_id
         self.version = 0
         self.modified_on: datetime | None = None
+        self.snapshot_at = 0
 
     @classmethod
     def id_of(cls, key: str) -> UUID:
         """The id that follows from the business key, so that a retried command finds what it made before."""
-        return uuid5(_NAMESPACE, f"{cls.KIND}:{key}")
+        return _id_of(cls.KIND, key)
 
     @property
     def exists(self) -> bool:
@@ -77,17 +85,34 @@ class Aggregate:
 
     def copy(self) -> Self:
         """A copy that later events on the original do not reach."""
-        return copy.copy(self)
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def state(self) -> bytes:
+        """Everything that the events so far made of this aggregate, but for its id and version."""
+        raise NotImplementedError
+
+    def restore(self, state: bytes) -> None:
+        """Take up a state that this class wrote."""
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise InvariantViolated when the state is one that must never be."""
+
+
+@lru_cache(maxsize=65_536)
+def _id_of(kind: str, key: str) -> UUID:
+    # Each command names its aggregates several times, and a request's commands name the same ones within a second.
+    return uuid5(_NAMESPACE, f"{kind}:{key}")
 
 
 A = TypeVar("A", bound=Aggregate)
 
 
 class Written(NamedTuple):
-    """What one transaction appends to the log. ``touched`` are the aggregates, by id, in their state after it."""
+    """What one transaction appends to the log. ``touched`` are the aggregates that it changes, by id, in their state
+    after it."""
 
     first_position: int
     recorded_at: datetime
@@ -96,8 +121,7 @@ class Written(NamedTuple):
 
     def changed(self, kind: type[A]) -> list[A]:
         """The aggregates of one kind that something was recorded for."""
-        ids = {event.originator_id for event in self.events}
-        return [found for key, found in self.touched.items() if key in ids and isinstance(found, kind)]
+        return [found for found in self.touched.values() if isinstance(found, kind)]
 
 
 class Ref(msgspec.Struct, frozen=True):

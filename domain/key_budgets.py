@@ -38,16 +38,20 @@ class Unit(Protocol):
     def record(self, aggregate: Aggregate, event: type[DomainEvent], **payload: Any) -> None: ...
 
 
-def period_of(moment: datetime, reset: Reset) -> str:
+def period_of(moment: datetime, reset: str) -> str:
     """The first day of the period that a moment (in UTC) falls into; empty for a limit that never begins anew."""
     day = moment.date()
     match reset:
         case "none":
             return ""
+        case "daily":
+            pass
         case "weekly":
             day -= timedelta(days=day.weekday())
         case "monthly":
             day = day.replace(day=1)
+        case _:
+            raise InvariantViolated(f"no spend limit begins anew {reset}")
     return day.isoformat()
 
 
@@ -59,12 +63,12 @@ class KeySpendHeld(DomainEvent, frozen=True, kw_only=True):
     request_id: str
     amount: int
     limit: int
-    reset: Reset
+    reset: str
     period: str
 
     def apply(self, aggregate: Any) -> None:
         aggregate.begin(self.period)
-        aggregate.reset = self.reset
+        aggregate.key_id, aggregate.reset = self.key_id, self.reset
         aggregate.holds[self.request_id] = self.amount
 
 
@@ -97,8 +101,9 @@ class KeyBudget(Aggregate):
 
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
+        self.key_id = ""
         self.period = ""
-        self.reset: Reset = "none"
+        self.reset = "none"
         self.spent = 0
         self.holds: dict[str, int] = {}
 
@@ -146,19 +151,17 @@ def hold(unit: Unit, key_id: str, request_id: str, amount: int, limit: KeyLimit)
     )
 
 
-def capture(unit: Unit, key_id: str, request_id: str, amount: int) -> None:
+def capture(unit: Unit, budget: KeyBudget, request_id: str, amount: int) -> None:
     """Count what a request cost, if its key had a limit when it was admitted."""
-    budget = unit.get(KeyBudget, key_id)
     if request_id not in budget.holds:
         return
     if amount > budget.holds[request_id]:
         raise InvariantViolated(f"request {request_id} costs more than its key's budget holds for it")
     period = period_of(unit.now, budget.reset)
-    unit.record(budget, KeySpendCaptured, key_id=key_id, request_id=request_id, amount=amount, period=period)
+    unit.record(budget, KeySpendCaptured, key_id=budget.key_id, request_id=request_id, amount=amount, period=period)
 
 
-def release(unit: Unit, key_id: str, request_id: str) -> None:
+def release(unit: Unit, budget: KeyBudget, request_id: str) -> None:
     """Give back what was held for a request that cost nothing."""
-    budget = unit.get(KeyBudget, key_id)
     if request_id in budget.holds:
-        unit.record(budget, KeySpendReleased, key_id=key_id, request_id=request_id)
+        unit.record(budget, KeySpendReleased, key_id=budget.key_id, request_id=request_id)

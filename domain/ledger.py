@@ -289,10 +289,13 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
         if min(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.completion_bound) < 0:
             raise Conflict("counts of tokens are never below zero")
+        # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
+        payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
+        budget = unit.get(KeyBudget, admission.key_id)
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
-        self._move_money(unit, settled)
-        key_budgets.capture(unit, admission.key_id, str(self.request_id), settled.cost)
+        self._move_money(unit, settled, payee)
+        key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
         return settled
 
     def _record_completion(
@@ -354,7 +357,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         )
         return cast("RequestSettled", request.end)
 
-    def _move_money(self, unit: Unit, settled: RequestSettled) -> None:
+    def _move_money(self, unit: Unit, settled: RequestSettled, payee: Wallet | None) -> None:
         wallet = unit.get(Wallet, self.account_id)
         split = wallet.split_of(settled.cost)
         unit.record(
@@ -368,9 +371,9 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         )
         if settled.cost == 0:
             return
-        if settled.provider_account_id and settled.provider_amount:
+        if payee is not None and settled.provider_amount:
             unit.record(
-                unit.get(Wallet, settled.provider_account_id),
+                payee,
                 EarningCredited,
                 account_id=settled.provider_account_id,
                 amount=settled.provider_amount,
@@ -406,8 +409,9 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
             return request.end
         if request.admission is None or request.admission.account_id != self.account_id:
             raise UnknownRequest
+        budget = unit.get(KeyBudget, request.admission.key_id)
         _record_failures(unit, request, self.failures)
-        key_budgets.release(unit, request.admission.key_id, str(self.request_id))
+        key_budgets.release(unit, budget, str(self.request_id))
         unit.record(
             unit.get(Wallet, self.account_id),
             HoldReleased,
@@ -453,6 +457,7 @@ class OpenSession(Operation[str], frozen=True, kw_only=True):
                 machine,
                 MachineRegistered,
                 machine_id=self.machine_id,
+                provider_key=self.provider_key,
                 hardware=self.hardware,
                 models=self.models,
             )

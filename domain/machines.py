@@ -9,6 +9,8 @@ import hashlib
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
+import msgspec
+
 from domain.eventsourced import Aggregate, DomainEvent
 
 
@@ -18,10 +20,15 @@ def machine_id_of(public_key: bytes) -> str:
 
 
 class MachineRegistered(DomainEvent, frozen=True, kw_only=True):
-    """The machine showed itself for the first time, or with other hardware or models than before."""
+    """The machine showed itself for the first time, or with other hardware or models than before.
+
+    ``provider_key`` is the X25519 key that it came with; earnings are listed by it. Empty where version 1 did not say.
+    """
 
     TOPIC: ClassVar[str] = "ProviderMachine.MachineRegistered"
+    SCHEMA_VERSION: ClassVar[int] = 2
     machine_id: str
+    provider_key: str
     hardware: dict[str, str | int]
     models: tuple[str, ...]
 
@@ -66,10 +73,24 @@ class ProviderSessionClosed(DomainEvent, frozen=True, kw_only=True):
         aggregate.open_sessions.discard(self.session_id)
 
 
+class MachineState(msgspec.Struct, frozen=True):
+    """A machine's snapshot."""
+
+    machine_id: str
+    account_id: str
+    open_sessions: tuple[str, ...]
+    description: tuple[dict[str, str | int], tuple[str, ...]] | None
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(MachineState)
+
+
 class ProviderMachine(Aggregate):
     """``open_sessions`` are the connections that no event has closed; one lost with its gateway may linger."""
 
     KIND = "ProviderMachine"
+    SNAPSHOT_VERSION = 1
 
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
@@ -77,6 +98,15 @@ class ProviderMachine(Aggregate):
         self.account_id = ""
         self.open_sessions: set[str] = set()
         self.description: tuple[dict[str, str | int], tuple[str, ...]] | None = None
+
+    def state(self) -> bytes:
+        sessions = tuple(sorted(self.open_sessions))
+        return _encoder.encode(MachineState(self.machine_id, self.account_id, sessions, self.description))
+
+    def restore(self, state: bytes) -> None:
+        found = _decoder.decode(state)
+        self.machine_id, self.account_id, self.description = found.machine_id, found.account_id, found.description
+        self.open_sessions = set(found.open_sessions)
 
     def copy(self) -> Self:
         twin = super().copy()

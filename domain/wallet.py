@@ -109,10 +109,42 @@ class HoldReleased(DomainEvent, frozen=True, kw_only=True):
         aggregate.held -= aggregate.holds.pop(self.hold_id)
 
 
+class WalletAdjusted(DomainEvent, frozen=True, kw_only=True):
+    """A correction by hand: ``amount`` is signed, ``reference`` the adjustment. Whoever approved it is another one
+    than whoever proposed it."""
+
+    TOPIC: ClassVar[str] = "Wallet.WalletAdjusted"
+    account_id: str
+    amount: int
+    bucket: str
+    reason: str
+    reference: str
+    proposed_by: str
+    approved_by: str
+    corrects_event_id: str
+
+    def apply(self, aggregate: Any) -> None:
+        aggregate.account_id = self.account_id
+        setattr(aggregate, self.bucket, getattr(aggregate, self.bucket) + self.amount)
+
+
+class WalletState(msgspec.Struct, frozen=True):
+    """A wallet's snapshot."""
+
+    account_id: str
+    buckets: Split
+    holds: dict[str, int]
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(WalletState)
+
+
 class Wallet(Aggregate):
     """Amounts are micro-USD. ``holds`` maps each open hold to its amount; ``held`` is their sum."""
 
     KIND = "Wallet"
+    SNAPSHOT_VERSION = 1
 
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
@@ -129,6 +161,19 @@ class Wallet(Aggregate):
         twin = super().copy()
         twin.holds = dict(self.holds)
         return twin
+
+    def state(self) -> bytes:
+        return _encoder.encode(
+            WalletState(self.account_id, Split(*(getattr(self, bucket) for bucket in BUCKETS)), self.holds)
+        )
+
+    def restore(self, state: bytes) -> None:
+        found = _decoder.decode(state)
+        self.account_id = found.account_id
+        for bucket in BUCKETS:
+            setattr(self, bucket, getattr(found.buckets, bucket))
+        self.holds = found.holds
+        self.held = sum(found.holds.values())
 
     @property
     def credits(self) -> int:

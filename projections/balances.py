@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
+from uuid import UUID
 
-from domain.eventsourced import Written
+from domain.events import EVENT_CLASSES
+from domain.eventsourced import DomainEvent, Written
 from domain.ledger import Balance
 from domain.wallet import Wallet
+from projections.page import Connection, Page
 
 UPSERT = """
 INSERT INTO wallet_balances (account_id, wallet_version, balance_micro_usd, withdrawable_micro_usd, held_micro_usd)
@@ -21,25 +25,90 @@ WHERE wallet_balances.wallet_version < excluded.wallet_version
 
 BALANCE_OF = "SELECT balance_micro_usd, withdrawable_micro_usd FROM wallet_balances WHERE account_id = %s"
 
+SET_ASIDE_TABLE = """
+CREATE TEMP TABLE IF NOT EXISTS wallets_set_aside
+    (wallet_id uuid PRIMARY KEY, version int NOT NULL, state bytea NOT NULL)
+"""
+SET_ASIDE = "INSERT INTO wallets_set_aside SELECT * FROM unnest(%s::uuid[], %s::int[], %s::bytea[])"
+TAKE_UP = "DELETE FROM wallets_set_aside WHERE wallet_id = ANY(%s) RETURNING wallet_id, version, state"
+"""Wallets that a replay has no room for in memory."""
+
 
 class Balances:
-    """The inline projection of the wallets."""
+    """Written with the events themselves, from the wallets that they left behind."""
 
     def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]:
         wallets = written.changed(Wallet)
         if wallets:
-            yield (
-                UPSERT,
-                (
-                    [wallet.account_id for wallet in wallets],
-                    [wallet.version for wallet in wallets],
-                    [wallet.balance for wallet in wallets],
-                    [wallet.withdrawable for wallet in wallets],
-                    [wallet.held for wallet in wallets],
-                ),
-            )
+            yield UPSERT, _columns(wallets)
+
+
+class BalancesReplay:
+    """The same table from the events alone: folds them through the wallets, as loading one does.
+
+    It keeps ``wallets_max`` wallets in memory and sets the others aside in a temporary table, so it needs one session
+    from the first page to the last.
+    """
+
+    name = "wallet_balances"
+    events: Sequence[type[DomainEvent]] = tuple(
+        event for event in EVENT_CLASSES if event.TOPIC.startswith(f"{Wallet.KIND}.")
+    )
+    only_adds = False
+
+    def __init__(self, wallets_max: int = 20_000) -> None:
+        self._wallets_max = wallets_max
+        self._wallets: OrderedDict[UUID, Wallet] = OrderedDict()
+        self._any_set_aside = False
+
+    def apply(self, connection: Connection, page: Page) -> None:
+        recorded = page.of_any(*self.events)
+        changed = dict.fromkeys(event.originator_id for _, _, event in recorded)
+        if not changed:
+            return
+        if self._any_set_aside:
+            self._take_up(connection, [wallet_id for wallet_id in changed if wallet_id not in self._wallets])
+        for wallet_id in changed:
+            if wallet_id in self._wallets:
+                self._wallets.move_to_end(wallet_id)
+            else:
+                self._wallets[wallet_id] = Wallet(wallet_id)
+        for _, _, event in recorded:
+            event.evolve(self._wallets[event.originator_id])
+        connection.execute(UPSERT, _columns([self._wallets[wallet_id] for wallet_id in changed]))
+        if len(self._wallets) > self._wallets_max:
+            self._set_aside(connection)
+
+    def _set_aside(self, connection: Connection) -> None:
+        """Put the wallets away that were not touched for the longest time; half of the room is kept, so it is rare."""
+        aside = [self._wallets.popitem(last=False)[1] for _ in range(len(self._wallets) - self._wallets_max // 2)]
+        connection.execute(SET_ASIDE_TABLE)
+        columns = (
+            [wallet.id for wallet in aside],
+            [wallet.version for wallet in aside],
+            [wallet.state() for wallet in aside],
+        )
+        connection.execute(SET_ASIDE, columns)
+        self._any_set_aside = True
+
+    def _take_up(self, connection: Connection, missing: list[UUID]) -> None:
+        for wallet_id, version, state in connection.execute(TAKE_UP, (missing,), binary=True):
+            wallet = Wallet(wallet_id)
+            wallet.restore(state)
+            wallet.version = version
+            self._wallets[wallet_id] = wallet
 
 
 def balance_of(row: Sequence[Any] | None) -> Balance:
     """What BALANCE_OF found; an account that never had money reads as zeros."""
     return Balance(row[0], row[1]) if row else Balance(0, 0)
+
+
+def _columns(wallets: Sequence[Wallet]) -> Sequence[list[Any]]:
+    return (
+        [wallet.account_id for wallet in wallets],
+        [wallet.version for wallet in wallets],
+        [wallet.balance for wallet in wallets],
+        [wallet.withdrawable for wallet in wallets],
+        [wallet.held for wallet in wallets],
+    )

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from domain.eventsourced import DomainEvent
 from domain.journal import CHART, JournalEntryPosted
-from projections.runner import Connection, Recorded
+from projections.page import Connection, Page
+from projections.projection import copy_rows
 
-INSERT = """
-INSERT INTO journal_lines (position, line, entry_id, entry_key, kind, reference, effective_at, recorded_at,
-                           account_code, sub_account, debit_micro_usd, credit_micro_usd)
-SELECT * FROM unnest(%s::bigint[], %s::int[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
-                     %s::timestamptz[], %s::text[], %s::text[], %s::bigint[], %s::bigint[])
-ON CONFLICT (position, line) DO NOTHING
+COPY = """
+COPY journal_lines (position, line, entry_id, entry_key, kind, reference, effective_at, recorded_at, account_code,
+                    sub_account, debit_micro_usd, credit_micro_usd) FROM STDIN (FORMAT BINARY)
 """
+TYPES = (
+    "int8",
+    "int4",
+    "uuid",
+    "text",
+    "text",
+    "text",
+    "timestamptz",
+    "timestamptz",
+    "text",
+    "text",
+    "int8",
+    "int8",
+)
 
 TRIAL_BALANCE = """
 SELECT account_code, sum(debit_micro_usd)::bigint, sum(credit_micro_usd)::bigint FROM journal_lines
@@ -35,19 +48,19 @@ class TrialBalanceLine(NamedTuple):
 
 class JournalLines:
     name = "journal_lines"
-    topics: Sequence[str] = (JournalEntryPosted.TOPIC,)
+    events: Sequence[type[DomainEvent]] = (JournalEntryPosted,)
+    only_adds = True
 
-    def apply(self, connection: Connection, batch: Sequence[Recorded]) -> None:
+    def apply(self, connection: Connection, page: Page) -> None:
         rows: list[tuple[Any, ...]] = []
-        for position, entry_id, recorded_at, event in batch:
-            assert isinstance(event, JournalEntryPosted)
+        for position, recorded_at, event in page.of(JournalEntryPosted):
             for line, posting in enumerate(event.postings):
                 debit = posting.amount if posting.direction == "debit" else 0
                 rows.append(
                     (
                         position,
                         line,
-                        entry_id,
+                        event.originator_id,
                         event.entry_key,
                         event.kind,
                         event.reference,
@@ -59,14 +72,16 @@ class JournalLines:
                         posting.amount - debit,
                     )
                 )
-        connection.execute(INSERT, [list(column) for column in zip(*rows, strict=True)])
+        copy_rows(connection, COPY, TYPES, rows)
 
 
 def trial_balance(connection: Connection) -> list[TrialBalanceLine]:
-    """The trial balance as far as this projection has read."""
-    lines = []
-    for code, debit, credit in connection.execute(TRIAL_BALANCE):
-        account = CHART[code]
-        balance = debit - credit if account.debit_normal else credit - debit
-        lines.append(TrialBalanceLine(code, account.name, account.account_class, debit, credit, balance))
-    return lines
+    """The trial balance, added up from every line as far as this projection has read."""
+    return [balance_line(*row) for row in connection.execute(TRIAL_BALANCE)]
+
+
+def balance_line(code: str, debit: int, credit: int) -> TrialBalanceLine:
+    """An account's totals in micro-USD with its balance on the normal side."""
+    account = CHART[code]
+    balance = debit - credit if account.debit_normal else credit - debit
+    return TrialBalanceLine(code, account.name, account.account_class, debit, credit, balance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
@@ -17,6 +17,9 @@ from domain.keys import AccountLimits, KeySettings, Scope
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 API_KEY_PREFIX = "eigeninference-"
+
+Role = Literal["consumer", "auditor", "admin"]
+"""What a key may do: run inference, read the books, or change them."""
 
 
 class NewKey(NamedTuple):
@@ -31,6 +34,14 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+class FoundKey(NamedTuple):
+    """An active key."""
+
+    account_id: str
+    key_id: str
+    role: Role
+
+
 def new_key() -> NewKey:
     random = secrets.token_hex(32)
     return NewKey(
@@ -41,11 +52,22 @@ def new_key() -> NewKey:
 
 
 def create_api_key(
-    connection: psycopg.Connection[object], account_id: str, name: str, scopes: Sequence[Scope] = ("inference",)
+    connection: psycopg.Connection[object],
+    account_id: str,
+    name: str,
+    role: Role = "consumer",
+    scopes: Sequence[Scope] = ("inference",),
 ) -> NewKey:
     key = new_key()
-    connection.execute(sql.INSERT_API_KEY, (hash_of(key.secret), key.key_id, key.label, name, account_id, list(scopes)))
+    values = (hash_of(key.secret), key.key_id, key.label, name, account_id, role, list(scopes))
+    connection.execute(sql.INSERT_API_KEY, values)
     return key
+
+
+def find_api_key(connection: psycopg.Connection[tuple[Any, ...]], token: str) -> FoundKey | None:
+    """The active key of a secret, for commands that act in somebody's name."""
+    row = connection.execute(sql.FIND_API_KEY, (hash_of(token),)).fetchone()
+    return FoundKey(*row[:3]) if row else None
 
 
 def revoke_api_key(connection: psycopg.Connection[object], key_or_id: str) -> bool:
@@ -66,13 +88,13 @@ class StoredCredentials:
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
         self._pool = pool
 
-    async def find_api_key(self, token: str) -> tuple[str, str, KeySettings, AccountLimits] | None:
-        """(account id, key id, what the key may do, where the account's limits differ)"""
+    async def find_api_key(self, token: str) -> tuple[str, str, str, KeySettings, AccountLimits] | None:
+        """(account id, key id, role, what the key may do, where the account's limits differ)"""
         async with connection_of(self._pool) as connection:
             row = await (await connection.execute(sql.FIND_API_KEY, (hash_of(token),), prepare=True)).fetchone()
             if row is None:
                 return None
-            account_id, key_id, scopes, limit, reset, requests, tokens, *account_limits, use_is_news = row
+            account_id, key_id, role, scopes, limit, reset, requests, tokens, *account_limits, use_is_news = row
             if use_is_news:
                 await connection.execute(sql.NOTE_KEY_USE, (key_id,))
         settings = KeySettings(
@@ -81,7 +103,7 @@ class StoredCredentials:
             requests_per_minute=requests,
             tokens_per_minute=tokens,
         )
-        return account_id, key_id, settings, AccountLimits(*account_limits)
+        return account_id, key_id, role, settings, AccountLimits(*account_limits)
 
     async def find_provider_token(self, token: str) -> str | None:
         if not token:

@@ -8,6 +8,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
@@ -22,6 +23,10 @@ class DatabaseUnusable(Exception):
 
 class DatabaseUnreachable(DatabaseUnusable):
     """The database server does not answer; check DARKBLOOM_DATABASE_URL and that the server runs."""
+
+
+class AddressMalformed(DatabaseUnreachable):
+    """DARKBLOOM_DATABASE_URL must look like postgresql://user:password@host/name, with %40 for an @ in the password."""
 
 
 class ServerTooOld(DatabaseUnusable):
@@ -70,14 +75,26 @@ def require_current(dsn: str) -> None:
 
 
 def _connect(dsn: str) -> psycopg.Connection[tuple[object, ...]]:
+    _require_address(dsn)
     try:
         connection = psycopg.connect(dsn, autocommit=True, connect_timeout=10)
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+    except psycopg.OperationalError as error:
         raise DatabaseUnreachable(f"{DatabaseUnreachable.__doc__} ({str(error).splitlines()[0]})") from error
     if connection.info.server_version < SERVER_VERSION_MIN:
         connection.close()
         raise ServerTooOld(ServerTooOld.__doc__)
     return connection
+
+
+def _require_address(dsn: str) -> None:
+    """Refuse what would be misread: the driver repeats in its errors what it cannot read, a password perhaps."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise AddressMalformed(AddressMalformed.__doc__) from None
+    hosts, ports = str(parts.get("host", "")), str(parts.get("port", ""))
+    if "@" in hosts or not all(port.isdigit() for port in ports.split(",") if port):
+        raise AddressMalformed(AddressMalformed.__doc__)
 
 
 def _revision_state(connection: psycopg.Connection[tuple[object, ...]]) -> str:

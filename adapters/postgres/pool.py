@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -37,6 +37,26 @@ def make_async_pool(dsn: str, *, size_max: int) -> AsyncConnectionPool[AsyncConn
     return AsyncConnectionPool(
         dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True} | KEEPALIVE, open=False, timeout=10.0
     )
+
+
+@contextmanager
+def reading_of(
+    pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]],
+) -> Generator[psycopg.Connection[tuple[Any, ...]], None, None]:
+    """The same for a thread.
+
+    Raises:
+        ServiceUnavailable: the database did not answer, or not in time.
+    """
+    try:
+        with pool.connection() as connection:
+            yield connection
+    except psycopg.errors.QueryCanceled as error:
+        raise ServiceUnavailable(
+            "The answer took too long; ask for less at once, and see that the projections run."
+        ) from error
+    except (psycopg.OperationalError, PoolTimeout) as error:
+        raise ServiceUnavailable("The database does not answer just now; try again.") from error
 
 
 @asynccontextmanager

@@ -8,11 +8,30 @@ The read models' own statements stand with them in ``projections``.
 LOCK_HEAD = "SELECT position, recorded_at FROM ledger_head FOR UPDATE"
 """Take the log's one lock; nobody else decides or appends until this transaction ends."""
 
+HEAD_POSITION = "SELECT position FROM ledger_head"
+
+CLOCK = "SELECT clock_timestamp()"
+"""One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
+
 LOAD_AGGREGATES = """
-SELECT originator_id, originator_version, topic, state FROM events
-WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version
+WITH wanted AS (
+    SELECT * FROM unnest(%s::uuid[], %s::int[]) AS wanted (originator_id, class_version)
+), base AS (
+    SELECT s.originator_id, s.originator_version, s.state
+    FROM wanted JOIN snapshots s USING (originator_id, class_version)
+)
+SELECT originator_id, originator_version, NULL AS topic, state FROM base
+UNION ALL
+SELECT e.originator_id, e.originator_version, e.topic, e.state
+FROM wanted LEFT JOIN base USING (originator_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM events e
+    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(base.originator_version, 0)
+) e
+ORDER BY originator_id, originator_version
 """
-"""The whole history of some aggregates."""
+"""The histories of some aggregates: the snapshot of their class's version, if there is one, then the events after
+it. One statement, so that both are of one moment."""
 
 LOG_TAIL = """
 SELECT originator_id, originator_version, topic, state FROM events
@@ -28,9 +47,19 @@ WITH ORDINALITY AS batch (originator_id, originator_version, topic, state, ordin
 """
 """A batch of events at gapless positions after the head."""
 
+KEEP_SNAPSHOTS = """
+INSERT INTO snapshots (originator_id, originator_version, class_version, state)
+SELECT * FROM unnest(%s::uuid[], %s::int[], %s::int[], %s::bytea[])
+ON CONFLICT (originator_id) DO UPDATE SET originator_version = excluded.originator_version,
+    class_version = excluded.class_version, state = excluded.state
+"""
+"""Written under the head's lock together with the events that they cover, so a newer one always replaces an older."""
+
 MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
 
 NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
+
+COMMIT_WITHOUT_WAITING = "SET LOCAL synchronous_commit TO off"
 
 EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE position = %s"
 """Whether a batch whose commit got no answer was committed: its first event stands there or does not."""
@@ -38,10 +67,11 @@ EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE po
 # --- credentials -----------------------------------------------------------------------------------------------------
 
 INSERT_API_KEY = """
-INSERT INTO api_keys (key_hash, key_id, label, name, account_id, scopes) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 FIND_API_KEY = """
-SELECT k.account_id, k.key_id, k.scopes, k.spend_limit_micro_usd, k.spend_reset,
+SELECT k.account_id, k.key_id, k.role, k.scopes, k.spend_limit_micro_usd, k.spend_reset,
        k.requests_per_minute, k.tokens_per_minute, a.requests_per_second, a.request_burst, a.tokens_per_minute,
        k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute' AS use_is_news
 FROM api_keys k LEFT JOIN account_limits a USING (account_id)
@@ -122,6 +152,35 @@ WHERE name = %(name)s AND claim_id = %(claim_id)s
 
 DROP_REPLY = "DELETE FROM replies WHERE name = %(name)s AND claim_id = %(claim_id)s AND sealed IS NULL"
 
+# --- auditors --------------------------------------------------------------------------------------------------------
+
+INSERT_ACCESS = "INSERT INTO audit_accesses (key_id, endpoint, parameters) VALUES (%s, %s, %s)"
+"""Who asked what; the time is the database's own."""
+
+INTERRUPT_DEAD_REPLAYS = """
+UPDATE replay_runs SET status = 'interrupted', finished_at = alive_until
+WHERE status = 'running' AND alive_until < now()
+"""
+"""A run whose process no longer says that it lives never ends by itself."""
+
+BEGIN_REPLAY = """
+INSERT INTO replay_runs (run_id, requested_by, projections, to_position, status, alive_until)
+VALUES (%s, %s, %s, %s, 'running', now() + make_interval(secs => %s))
+ON CONFLICT ((true)) WHERE status = 'running' DO NOTHING RETURNING run_id
+"""
+"""Begin a run; no row comes back while another one is active."""
+
+KEEP_REPLAY = "UPDATE replay_runs SET alive_until = now() + make_interval(secs => %s) WHERE run_id = %s"
+
+END_REPLAY = """
+UPDATE replay_runs SET status = %s, outcome = %s, finished_at = now() WHERE run_id = %s AND status = 'running'
+"""
+
+REPLAY_RUN = """
+SELECT CASE WHEN status = 'running' AND alive_until < now() THEN 'interrupted' ELSE status END, projections,
+       to_position, started_at, finished_at, outcome FROM replay_runs WHERE run_id = %s
+"""
+
 # --- gateway leases --------------------------------------------------------------------------------------------------
 
 TAKE_LEASE = """
@@ -133,7 +192,9 @@ WHERE gateway_id = %s AND lease_until > now() RETURNING gateway_id
 """
 """Only a lease that still stands can be renewed: once lapsed, others may act on its end."""
 
-END_LEASE = "UPDATE gateways SET lease_until = '-infinity' WHERE gateway_id = %s"
+END_LEASE = "UPDATE gateways SET lease_until = least(lease_until, now()) WHERE gateway_id = %s"
+"""A gateway that stops in order. The ends that it handed to the scheduler have the grace of a lapsed lease."""
+
 END_ALL_LEASES = "UPDATE gateways SET lease_until = '-infinity' WHERE lease_until > now()"
 """For the one process that owns an embedded database: whoever held a lease before it is dead."""
 
@@ -163,9 +224,11 @@ RETURNING greatest(capacity - busy, 0)
 """
 """Keep one connected machine true; returns its free slots. ``busy`` moves only with claims, so it is left alone."""
 
+# Whoever changes claims locks their machines' rows first, so that two of them never wait for each other.
+
 WITHDRAW_MACHINE = """
-WITH gone AS (DELETE FROM claims WHERE session_id = %(session_id)s)
-DELETE FROM fleet WHERE session_id = %(session_id)s
+WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id)
+DELETE FROM claims WHERE session_id = %(session_id)s AND (SELECT count(*) FROM gone) >= 0
 """
 
 CANDIDATES = """
@@ -194,7 +257,13 @@ FROM slot RETURNING session_id
 """Take one slot, or none. Counter, claim and the end of waiting go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
-WITH gone AS (DELETE FROM claims WHERE request_id = %s AND attempt = %s RETURNING session_id)
+WITH held AS (
+    SELECT f.session_id FROM fleet f JOIN claims c USING (session_id)
+    WHERE c.request_id = %(request_id)s AND c.attempt = %(attempt)s FOR UPDATE OF f
+), gone AS (
+    DELETE FROM claims WHERE request_id = %(request_id)s AND attempt = %(attempt)s AND (SELECT count(*) FROM held) >= 0
+    RETURNING session_id
+)
 UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id RETURNING fleet.models
 """
 """Give a slot back; giving it back twice does nothing."""
@@ -206,6 +275,9 @@ SELECT snapshot FROM fleet
 WHERE routable AND gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
 """
 """A gateway's routable machines, all or those that offer one model."""
+
+LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
+"""One request at a time looks at the queue of a model and joins it; else several would take its last place."""
 
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
@@ -234,14 +306,26 @@ RETURNING w.message
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 
 SWEEP_FLEET = """
-WITH lapsed AS (
+WITH lapsed AS MATERIALIZED (
     SELECT f.session_id FROM fleet f LEFT JOIN gateways g USING (gateway_id)
     WHERE g.gateway_id IS NULL OR g.lease_until < now() OR f.updated_at < now() - interval '3 minutes'
-), stale_claims AS (
-    DELETE FROM claims c WHERE expires_at < now() OR session_id IN (SELECT session_id FROM lapsed)
-        OR (claimed_at < now() - interval '10 seconds'
+    FOR UPDATE OF f SKIP LOCKED
+), stale AS MATERIALIZED (
+    SELECT c.request_id, c.attempt, c.session_id FROM claims c
+    WHERE c.expires_at < now() OR c.session_id IN (SELECT session_id FROM lapsed)
+        OR (c.claimed_at < now() - interval '10 seconds'
             AND NOT EXISTS (SELECT FROM open_requests r WHERE r.request_id = c.request_id))
-    RETURNING session_id
+), held AS MATERIALIZED (
+    SELECT session_id FROM fleet
+    WHERE session_id IN (SELECT session_id FROM stale EXCEPT SELECT session_id FROM lapsed) FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT c.request_id, c.attempt FROM claims c JOIN stale s USING (request_id, attempt)
+    WHERE c.session_id IN (SELECT session_id FROM held UNION SELECT session_id FROM lapsed)
+        OR NOT EXISTS (SELECT FROM fleet f WHERE f.session_id = c.session_id)
+    FOR UPDATE OF c SKIP LOCKED
+), stale_claims AS (
+    DELETE FROM claims c USING free f WHERE c.request_id = f.request_id AND c.attempt = f.attempt
+    RETURNING c.session_id
 ), stale_waiters AS (
     DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
 ), lost_wakes AS (
@@ -254,6 +338,38 @@ WITH lapsed AS (
 DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
 """
 """Forget machines of lapsed gateways or without a heartbeat, and claims whose request has ended or expired; let
-requests whose wake was lost be woken again."""
+requests whose wake was lost be woken again. What somebody else is just changing is left to the next sweep."""
 
 WAITING_MODELS = "SELECT DISTINCT model FROM waiters WHERE woken_at IS NULL AND deadline > now()"
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+# Names in braces are put in as quoted identifiers.
+
+ROLE_FACTS = """
+SELECT r.rolsuper OR pg_has_role(r.oid, c.relowner, 'MEMBER')
+FROM pg_roles r, pg_class c WHERE r.rolname = %s AND c.oid = 'events'::regclass
+"""
+"""Whether a role is above grants, as a superuser or as the owner of the tables. No row: there is no such role."""
+
+TABLES_TO_GRANT = """
+SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum),
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'append_only')
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+GROUP BY c.oid, c.relname ORDER BY c.relname
+"""
+"""Every table with its columns, and whether it is append-only."""
+
+REVOKE_ALL = """
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role};
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM {role};
+REVOKE ALL ON SCHEMA public FROM {role};
+GRANT USAGE ON SCHEMA public TO {role};
+"""
+GRANT_READ = "GRANT SELECT ON {table} TO {role}"
+GRANT_READ_COLUMNS = "GRANT SELECT ({columns}) ON {table} TO {role}"
+GRANT_APPEND = "GRANT SELECT, INSERT ON {table} TO {role}"
+GRANT_MOVE = "GRANT SELECT, UPDATE ON {table} TO {role}"
+GRANT_WRITE = "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}"
+GRANT_SEQUENCES = "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"

@@ -23,11 +23,12 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 
 from adapters.postgres import sql
+from adapters.postgres.arrays import pack_lists
 from adapters.postgres.mapper import EventMapper
 from adapters.postgres.pool import KEEPALIVE
 from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
 from domain.errors import DarkbloomError, InternalError, InvariantViolated, LedgerBusy, LedgerUnavailable
-from domain.eventsourced import Ref, Written
+from domain.eventsourced import Aggregate, Ref, Written
 from domain.ledger import Command
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 TAIL_EVENTS_MAX = 20_000
 """Further behind than this, starting again from an empty cache is cheaper than catching up."""
+
+SLICE_COMMANDS = 50
+"""A batch is sent in parts of so many commands, so that deciding and storing overlap."""
+
+SNAPSHOT_EVENTS = 500
+"""An aggregate that grows gets a snapshot after this many events, so loading it never reads many more."""
 
 OUTCOME_SECONDS_MAX = 30.0
 """How long the writer looks for the outcome of a commit that got no answer, before it says so."""
@@ -72,7 +79,8 @@ class _Call(Generic[R]):
 class LedgerWriter:
     """Runs commands against the ledger.
 
-    ``clock`` gives the time of a batch; recorded times never run backwards even when it does.
+    A batch's time is the database's, so that several writers have one clock; ``clock`` takes its place in tests.
+    Recorded times never run backwards even when the clock does.
     """
 
     def __init__(
@@ -80,7 +88,7 @@ class LedgerWriter:
         dsn: str,
         inline: Sequence[InlineProjection],
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] | None = None,
         queue_max: int = 10_000,
         batch_max: int = 500,
         cache_max: int = 50_000,
@@ -92,10 +100,11 @@ class LedgerWriter:
         self._batch_max = batch_max
         self._mapper = EventMapper()
         self._cache = AggregateCache(cache_max)
-        self._seen_position = 0
+        self._seen_position = -1  # none: there is nothing to bring up to date
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
     # --- for callers ---------------------------------------------------------------------------------------------
@@ -105,8 +114,9 @@ class LedgerWriter:
 
     def stop(self) -> None:
         """Write what is queued, then end."""
-        self._stopping.set()
-        self._queue.put(None)
+        with self._door:  # whoever came in before is queued before the end is
+            self._stopping = True
+            self._queue.put(None)
         self._thread.join()
         if self._connection is not None:
             self._connection.close()
@@ -133,11 +143,12 @@ class LedgerWriter:
         return await future
 
     def _enqueue(self, call: _Call[Any]) -> None:
-        if self._stopping.is_set():
-            raise LedgerUnavailable("The ledger is shutting down; nothing was charged, try again.")
-        if self._queue.qsize() >= self._queue_max:
-            raise LedgerBusy
-        self._queue.put(call)
+        with self._door:
+            if self._stopping:
+                raise LedgerUnavailable("The ledger is shutting down; nothing was charged, try again.")
+            if self._queue.qsize() >= self._queue_max:
+                raise LedgerBusy
+            self._queue.put(call)
 
     # --- the writer's thread -------------------------------------------------------------------------------------
 
@@ -153,14 +164,11 @@ class LedgerWriter:
             self._cache.shrink()
 
     def _take_batch(self) -> list[_Call[Any]]:
-        """Wait for work, then take all that is there. Empty when the writer stops."""
-        batch: list[_Call[Any]] = []
+        """Wait for work, then take all that is there. Empty when the writer stops: nothing is queued behind that."""
         first = self._queue.get()
-        while first is None:
-            if self._queue.empty():
-                return []
-            first = self._queue.get()
-        batch.append(first)
+        if first is None:
+            return []
+        batch = [first]
         while len(batch) < self._batch_max:
             try:
                 call = self._queue.get_nowait()
@@ -176,7 +184,7 @@ class LedgerWriter:
         try:
             connection = self._connect()
             self._preload(connection, batch)
-            head, recorded_at = self._lock(connection)
+            head, now = self._lock(connection)
         except psycopg.Error as error:
             self._lose_connection(error)
             self._fail(batch, LedgerUnavailable())
@@ -184,17 +192,19 @@ class LedgerWriter:
         except BaseException:
             self._lose_connection(None)  # it may hold the head, which everybody else waits for
             raise
-        unit = BatchUnit(self._cache, max(self._clock(), recorded_at))
-        stored: list[StoredEvent] = []
+        unit = BatchUnit(self._cache, now)
         try:
-            for call in batch:
-                self._decide(connection, unit, call)
-            stored = [self._mapper.to_stored_event(event) for event in unit.events]
-            self._commit(connection, unit, stored, head)
+            with connection.pipeline():
+                for start in range(0, len(batch), SLICE_COMMANDS):
+                    done = len(unit.events)
+                    for call in batch[start : start + SLICE_COMMANDS]:
+                        self._decide(connection, unit, call)
+                    self._append(connection, unit, head, done)
+                self._commit(connection, unit, head)
         except psycopg.Error as error:
             self._cache.evict(unit.touched)
             self._lose_connection(error)
-            if not isinstance(error, psycopg.OperationalError) or not self._was_committed(stored, head):
+            if not isinstance(error, psycopg.OperationalError) or not self._was_committed(unit, head):
                 self._fail(batch, LedgerUnavailable())
                 return
         except BaseException:
@@ -208,6 +218,7 @@ class LedgerWriter:
             self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, **KEEPALIVE)
             self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
             self._connection.execute("SET statement_timeout = '30s'")
+            pack_lists(self._connection)
         return self._connection
 
     def _lose_connection(self, error: Exception | None) -> None:
@@ -219,37 +230,71 @@ class LedgerWriter:
 
     def _preload(self, connection: Connection, batch: list[_Call[Any]]) -> None:
         """Load what the commands declare before the head is locked, so that others wait less."""
-        missing = {ref.id: ref for call in batch for ref in call.command.needs() if self._cache.get(ref.id) is None}
+        cache = self._cache
+        missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
+        if self._seen_position < 0:
+            row = connection.execute(sql.HEAD_POSITION).fetchone()
+            assert row is not None
+            self._seen_position = row[0]
         if missing:
             self._load(connection, missing.values())
 
     def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
+        """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""
         blank = {ref.id: ref.kind(ref.id) for ref in refs}
-        rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank),), prepare=True, binary=True).fetchall()
+        versions = [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()]
+        rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank), versions), prepare=True, binary=True).fetchall()
         for originator_id, history in groupby(rows, key=lambda row: row[0]):
-            for row in history:
-                self._mapper.to_domain_event(StoredEvent(*row)).evolve(blank[originator_id])
+            try:
+                self._replay(blank[originator_id], history)
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the others are read
+                log.critical("the history of %s cannot be read: %s", originator_id, type(error).__name__)
+                del blank[originator_id]
         for aggregate in blank.values():
             self._cache.put(aggregate)
 
+    def _replay(self, aggregate: Aggregate, history: Iterable[tuple[Any, ...]]) -> None:
+        for originator_id, version, topic, state in history:
+            if topic is None:
+                aggregate.restore(state)
+                aggregate.version = aggregate.snapshot_at = version
+            else:
+                self._mapper.to_domain_event(StoredEvent(originator_id, version, topic, state)).evolve(aggregate)
+
     def _lock(self, connection: Connection) -> tuple[int, datetime]:
-        """Take the head, and follow what other writers appended since this one last held it."""
+        """Take the head, and follow what other writers appended since this one last held it. Returns the head's
+        position and the batch's time."""
         with connection.pipeline():
             connection.execute("BEGIN")
-            cursor = connection.execute(sql.LOCK_HEAD, prepare=True)
-        row = cursor.fetchone()
-        assert row is not None
-        position, recorded_at = row
+            head = connection.execute(sql.LOCK_HEAD, prepare=True)
+            clock = connection.execute(sql.CLOCK, prepare=True)
+        head_row, clock_row = head.fetchone(), clock.fetchone()
+        assert head_row is not None
+        assert clock_row is not None
+        position, recorded_at = head_row
+        if position > self._seen_position:
+            self._follow(connection, position)
+        now = clock_row[0] if self._clock is None else self._clock()
+        return position, max(now.astimezone(UTC), recorded_at.astimezone(UTC))
+
+    def _follow(self, connection: Connection, position: int) -> None:
+        """Apply what others appended up to a position to the aggregates that are here."""
         if position - self._seen_position > TAIL_EVENTS_MAX:
             self._cache.clear()
-        elif position > self._seen_position:
-            tail = connection.execute(
-                sql.LOG_TAIL, (self._seen_position, TAIL_EVENTS_MAX), prepare=True, binary=True
-            ).fetchall()
-            for stored in tail:
-                self._cache.apply(self._mapper.to_domain_event(StoredEvent(*stored)))
+        else:
+            tail = (self._seen_position, TAIL_EVENTS_MAX)
+            for row in connection.execute(sql.LOG_TAIL, tail, prepare=True, binary=True).fetchall():
+                known = self._cache.get(row[0])
+                if known is not None and row[1] > known.version:
+                    self._replay_or_forget(known, row)
         self._seen_position = position
-        return position, recorded_at
+
+    def _replay_or_forget(self, aggregate: Aggregate, row: tuple[Any, ...]) -> None:
+        try:
+            self._replay(aggregate, (row,))
+        except Exception as error:  # noqa: BLE001  # it fails whoever needs its aggregate, and nobody else
+            log.critical("the history of %s cannot be read: %s", aggregate.id, type(error).__name__)
+            self._cache.evict([aggregate.id])
 
     def _decide(self, connection: Connection, unit: BatchUnit, call: _Call[Any]) -> None:
         while True:
@@ -257,7 +302,9 @@ class LedgerWriter:
                 call.result, call.error = unit.run(call.command), None
             except NotLoaded as missing:
                 self._load(connection, (missing.ref,))
-                continue
+                if missing.ref.id in self._cache:
+                    continue
+                call.error = InternalError()
             except InvariantViolated:
                 log.critical("%s would break the books and was refused", type(call.command).__name__, exc_info=True)
                 call.error = InternalError()
@@ -268,35 +315,46 @@ class LedgerWriter:
                 call.error = InternalError()
             return
 
-    def _commit(self, connection: Connection, unit: BatchUnit, stored: list[StoredEvent], head: int) -> None:
-        if not stored:
-            connection.execute("ROLLBACK")
+    def _append(self, connection: Connection, unit: BatchUnit, head: int, done: int) -> None:
+        """Send what the batch recorded after its first ``done`` events. PostgreSQL stores it while the next commands
+        are decided."""
+        stored = [self._mapper.to_stored_event(event) for event in unit.events[done:]]
+        if stored:
+            columns: list[list[Any]] = [
+                [event.originator_id for event in stored],
+                [event.originator_version for event in stored],
+                [event.topic for event in stored],
+                [event.state for event in stored],
+            ]
+            connection.execute(sql.APPEND_EVENTS, (head + done, unit.now, *columns), prepare=True)
+
+    def _commit(self, connection: Connection, unit: BatchUnit, head: int) -> None:
+        """Send what else belongs to the batch, and commit; the pipeline's end waits for the answers."""
+        if not unit.events:
+            # Nothing to lose, so nothing to wait for. A rollback would cost psycopg its prepared statements.
+            connection.execute(sql.COMMIT_WITHOUT_WAITING)
+            connection.execute("COMMIT")
             return
         written = Written(head + 1, unit.now, unit.events, unit.touched)
-        last = head + len(stored)
-        columns: list[list[Any]] = [
-            [event.originator_id for event in stored],
-            [event.originator_version for event in stored],
-            [event.topic for event in stored],
-            [event.state for event in stored],
-        ]
-        with connection.pipeline():
-            connection.execute(sql.APPEND_EVENTS, (head, unit.now, *columns), prepare=True)
-            for projection in self._inline:
-                for statement, parameters in projection.statements(written):
-                    connection.execute(statement, parameters, prepare=True)
-            connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
-            connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
-            connection.execute("COMMIT")
+        last = head + len(unit.events)
+        for projection in self._inline:
+            for statement, parameters in projection.statements(written):
+                connection.execute(statement, parameters, prepare=True)
+        if grown := [aggregate for aggregate in unit.touched.values() if _wants_snapshot(aggregate)]:
+            connection.execute(sql.KEEP_SNAPSHOTS, _snapshots(grown), prepare=True)
+        connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
+        connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
+        connection.execute("COMMIT")
 
-    def _was_committed(self, stored: list[StoredEvent], head: int) -> bool:
+    def _was_committed(self, unit: BatchUnit, head: int) -> bool:
         """Find out what became of a batch whose commit got no answer, by looking its first event up.
 
         The head row makes this certain: positions are handed out under it, so another batch's event stands there, or
         this one's, or none; and the lost session's lock is waited for, so it can no longer commit afterwards.
         """
-        if not stored:
+        if not unit.events:
             return False
+        first = self._mapper.to_stored_event(unit.events[0])
         deadline = time.monotonic() + OUTCOME_SECONDS_MAX
         while time.monotonic() < deadline:
             try:
@@ -304,7 +362,6 @@ class LedgerWriter:
                 with connection.transaction():
                     connection.execute(sql.LOCK_HEAD)
                     row = connection.execute(sql.EVENT_AT, (head + 1,), binary=True).fetchone()
-                first = stored[0]
                 return row is not None and row == (first.originator_id, first.originator_version, first.state)
             except psycopg.OperationalError as error:
                 self._lose_connection(error)
@@ -313,9 +370,9 @@ class LedgerWriter:
         return False
 
     def _fail(self, batch: list[_Call[Any]], error: DarkbloomError) -> None:
+        """Nothing of the batch was written. Refusals fall too: they were decided beside what is not there."""
         for call in batch:
-            if call.error is None:
-                call.error = error
+            call.error = error
 
     def _wake(self, batch: list[_Call[Any]]) -> None:
         """Answer every caller; coroutines of one loop are woken together, with one hop."""
@@ -330,6 +387,22 @@ class LedgerWriter:
                 loop.call_soon_threadsafe(_resolve_all, calls)
             except RuntimeError:  # the loop is closed, so nobody waits any more
                 continue
+
+
+def _wants_snapshot(aggregate: Aggregate) -> bool:
+    return aggregate.SNAPSHOT_VERSION > 0 and aggregate.version - aggregate.snapshot_at >= SNAPSHOT_EVENTS
+
+
+def _snapshots(grown: Sequence[Aggregate]) -> list[list[Any]]:
+    """The columns of KEEP_SNAPSHOTS. A batch that fails evicts them all, so they may already count as kept."""
+    for aggregate in grown:
+        aggregate.snapshot_at = aggregate.version
+    return [
+        [aggregate.id for aggregate in grown],
+        [aggregate.version for aggregate in grown],
+        [aggregate.SNAPSHOT_VERSION for aggregate in grown],
+        [aggregate.state() for aggregate in grown],
+    ]
 
 
 def _resolve_all(calls: list[_Call[Any]]) -> None:

@@ -40,10 +40,25 @@ class SchedulerUnavailable(Exception):
     """The scheduler's broker takes no messages just now."""
 
 
+class BrokerUnusable(Exception):
+    """The broker cannot be used."""
+
+
+class BrokerAddressMalformed(BrokerUnusable):
+    """DARKBLOOM_BROKER_URL must look like amqp://user:password@host:5672/, with %40 for an @ in the password."""
+
+
+class BrokerUnreachable(BrokerUnusable):
+    """RabbitMQ does not answer; check DARKBLOOM_BROKER_URL and that the server runs."""
+
+
 def make_broker(url: str) -> Broker:
     """The embedded broker for an empty URL, else RabbitMQ; set as Dramatiq's global one.
 
     Publishes are confirmed by RabbitMQ, because without that a lost node loses messages that were acknowledged to us.
+
+    Raises:
+        BrokerUnusable: one of the reasons above.
     """
     middleware: list[Middleware] = [
         AgeLimit(max_age=3_600_000),
@@ -51,17 +66,27 @@ def make_broker(url: str) -> Broker:
         ShutdownNotifications(),
         BoundedRetries(),
     ]
-    broker: Broker
-    if url:
-        parameters = pika.URLParameters(url)
-        parameters.blocked_connection_timeout = PUBLISH_SECONDS_MAX
-        broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=middleware)
-        broker.parameters = parameters
-    else:
-        broker = EmbeddedBroker(middleware)
+    broker: Broker = _make_rabbitmq(url, middleware) if url else EmbeddedBroker(middleware)
     for queue in QUEUES:
         broker.declare_queue(queue)
     dramatiq.set_broker(broker)
+    return broker
+
+
+def _make_rabbitmq(url: str, middleware: list[Middleware]) -> RabbitmqBroker:
+    try:
+        parameters = pika.URLParameters(url)
+    except (ValueError, LookupError, TypeError):  # whatever pika stumbles over; its texts may repeat the password
+        raise BrokerAddressMalformed(BrokerAddressMalformed.__doc__) from None
+    parameters.blocked_connection_timeout = PUBLISH_SECONDS_MAX
+    broker = RabbitmqBroker(confirm_delivery=True, middleware=middleware)
+    broker.parameters = parameters
+    try:
+        broker.connection.channel()
+    except (pika.exceptions.AMQPError, OSError) as error:
+        raise BrokerUnreachable(f"{BrokerUnreachable.__doc__} ({type(error).__name__})") from error
+    finally:
+        del broker.connection
     return broker
 
 
@@ -97,13 +122,18 @@ class ThreadPublisher:
     def __init__(self, broker: RabbitmqBroker) -> None:
         self._broker = broker
         self._waiting: Queue[tuple[Message[Any], Future[None]] | None] = Queue(PUBLISH_WAITING_MAX)
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="scheduler-publisher", daemon=True)
         self._thread.start()
 
     async def send(self, message: Message[Any]) -> None:
         done: Future[None] = Future()
         try:
-            self._waiting.put_nowait((message, done))
+            with self._closing:
+                if self._closed:
+                    raise SchedulerUnavailable(SchedulerUnavailable.__doc__)
+                self._waiting.put_nowait((message, done))
         except Full:
             raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from None
         try:
@@ -113,7 +143,11 @@ class ThreadPublisher:
             raise SchedulerUnavailable(SchedulerUnavailable.__doc__) from error
 
     def close(self) -> None:
-        self._waiting.put(None)
+        """Publish what was handed over, and take nothing more."""
+        with self._closing:
+            closed_before, self._closed = self._closed, True
+        if not closed_before:
+            self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:

@@ -1,6 +1,7 @@
 """A Dramatiq broker inside the process, for a coordinator that needs no other.
 
-It keeps nothing on disk: what must not be lost is committed to the ledger before it is queued here.
+It keeps nothing on disk: what must not be lost is committed to the ledger before it is queued here, or drained before
+the process ends.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import heapq
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from queue import Empty, Full, Queue
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
@@ -34,6 +36,7 @@ class EmbeddedBroker(Broker):
         super().__init__(middleware)
         self._queue_messages_max = queue_messages_max
         self._delays = _DelayLine(self._put)
+        self._unfinished = _Unfinished()
         self.dead_letters: deque[Message[object]] = deque(maxlen=DEAD_LETTERS_MAX)
 
     def declare_queue(self, queue_name: str) -> None:
@@ -51,15 +54,23 @@ class EmbeddedBroker(Broker):
         """
         self._queue(message.queue_name)
         self.emit_before("enqueue", message, delay)
-        if delay:
-            self._delays.add(time.monotonic() + delay / 1000, message)
-        else:
-            self._put(message)
+        self._unfinished.add(message.queue_name)
+        try:
+            if delay:
+                self._delays.add(time.monotonic() + delay / 1000, message)
+            else:
+                self._put(message)
+        except QueueIsFull:
+            self._unfinished.done(message.queue_name)
+            raise
         self.emit_after("enqueue", message, delay)
         return message
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
-        return _EmbeddedConsumer(self._queue(queue_name), self.dead_letters, prefetch, timeout)
+        queue = self._queue(queue_name)
+        return _EmbeddedConsumer(
+            queue, self.dead_letters, partial(self._unfinished.done, queue_name), prefetch, timeout
+        )
 
     def flush(self, queue_name: str) -> None:
         queue = self._queue(queue_name)
@@ -68,6 +79,16 @@ class EmbeddedBroker(Broker):
                 queue.get_nowait()
             except Empty:
                 return
+            self._unfinished.done(queue_name)
+
+    def drain(self, queue_name: str, *, seconds: float) -> int:
+        """Wait until the workers are done with a queue, delayed messages included, which are due at once.
+
+        Returns:
+            How many messages were left when the time was up.
+        """
+        self._delays.hasten(queue_name)
+        return self._unfinished.wait(queue_name, seconds)
 
     def close(self) -> None:
         self._delays.close()
@@ -86,21 +107,51 @@ class EmbeddedBroker(Broker):
         return found
 
 
+class _Unfinished:
+    """Counts the messages of each queue that are neither acknowledged nor dead, wherever they are just now."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def add(self, queue_name: str) -> None:
+        with self._changed:
+            self._counts[queue_name] += 1
+
+    def done(self, queue_name: str) -> None:
+        with self._changed:
+            self._counts[queue_name] -= 1
+            self._changed.notify_all()
+
+    def wait(self, queue_name: str, seconds: float) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._counts[queue_name], seconds)
+            return self._counts[queue_name]
+
+
 class _EmbeddedConsumer(Consumer):
     def __init__(
-        self, queue: Queue[bytes], dead_letters: deque[Message[object]], prefetch: int, timeout_ms: int
+        self,
+        queue: Queue[bytes],
+        dead_letters: deque[Message[object]],
+        finished: Callable[[], None],
+        prefetch: int,
+        timeout_ms: int,
     ) -> None:
         self._queue = queue
         self._dead_letters = dead_letters
+        self._finished = finished
         self._timeout_seconds = timeout_ms / 1000
         # A worker holds at most this many messages, so that what it holds stays bounded too.
         self._room = threading.Semaphore(prefetch)
 
     def ack(self, message: MessageProxy) -> None:
+        self._finished()
         self._room.release()
 
     def nack(self, message: MessageProxy) -> None:
         self._dead_letters.append(message._message)
+        self._finished()
         self._room.release()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -110,6 +161,7 @@ class _EmbeddedConsumer(Consumer):
                 self._queue.put_nowait(message.encode())
             except Full:
                 self._dead_letters.append(message._message)
+                self._finished()
 
     def __next__(self) -> MessageProxy | None:
         if not self._room.acquire(timeout=self._timeout_seconds):
@@ -139,6 +191,17 @@ class _DelayLine:
             if len(self._due) >= QUEUE_MESSAGES_MAX:
                 raise QueueIsFull(QueueIsFull.__doc__)
             heapq.heappush(self._due, (due_at, next(self._order), message))
+            self._changed.notify()
+
+    def hasten(self, queue_name: str) -> None:
+        """Let everything that waits for a queue be due now, in its order."""
+        now = time.monotonic()
+        with self._changed:
+            self._due = [
+                (min(due_at, now) if message.queue_name == queue_name else due_at, order, message)
+                for due_at, order, message in sorted(self._due, key=lambda waiting: waiting[:2])
+            ]
+            heapq.heapify(self._due)
             self._changed.notify()
 
     def close(self) -> None:

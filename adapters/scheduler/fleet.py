@@ -66,25 +66,22 @@ class SchedulerFleet:
 
     def release(self, request_id: UUID, attempt: int) -> None:
         with self._pool.connection() as connection:
-            connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)
+            connection.execute(sql.RELEASE_CLAIM, {"request_id": request_id, "attempt": attempt}, prepare=True)
 
     def park(self, job: DispatchJob, *, seconds: float, depth_max: int) -> bool:
         """Let a request wait; False when its model's queue is full."""
-        with self._pool.connection() as connection:
-            row = connection.execute(
-                sql.PARK_WAITER,
-                {
-                    "request_id": job.request_id,
-                    "attempt": job.attempt,
-                    "model": job.model,
-                    "gateway_id": job.reply_to,
-                    "seconds": seconds,
-                    "message": msgspec.json.encode(job),
-                    "depth_max": depth_max,
-                },
-                prepare=True,
-            ).fetchone()
-            return row is not None
+        waiter = {
+            "request_id": job.request_id,
+            "attempt": job.attempt,
+            "model": job.model,
+            "gateway_id": job.reply_to,
+            "seconds": seconds,
+            "message": msgspec.json.encode(job),
+            "depth_max": depth_max,
+        }
+        with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
+            connection.execute(sql.LOCK_QUEUE, (job.model,), prepare=True)
+            return connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone() is not None
 
     def leave_queue(self, request_id: UUID) -> None:
         with self._pool.connection() as connection:
@@ -145,7 +142,8 @@ class GatewayFleet:
     async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
         """Give an attempt's slot back; returns the request that may take it. Doing it twice does nothing."""
         async with connection_of(self._pool) as connection:
-            freed = await (await connection.execute(sql.RELEASE_CLAIM, (request_id, attempt), prepare=True)).fetchone()
+            wanted = {"request_id": request_id, "attempt": attempt}
+            freed = await (await connection.execute(sql.RELEASE_CLAIM, wanted, prepare=True)).fetchone()
             if freed is None:
                 return []
             return await self._wake(connection, freed[0], 1)

@@ -94,7 +94,7 @@ class Scheduler:
                 passed_over=full,
             )
             if choice is None:
-                return None
+                return self._claimed_before(job, candidates)
             session_id = choice.candidate.snapshot.session_id
             try:
                 if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
@@ -109,9 +109,12 @@ class Scheduler:
         return None
 
     def _claimed_before(self, job: DispatchJob, candidates: list[Candidate]) -> Candidate | None:
-        """A message that came twice finds the machine that its first run claimed."""
+        """A message that came twice finds the machine that its first run claimed, and waits for no other."""
         session_id = self.fleet.claimed_session(job.request_id, job.attempt)
-        return next((one for one in candidates if one.snapshot.session_id == session_id), None)
+        found = next((one for one in candidates if one.snapshot.session_id == session_id), None)
+        if found is not None:
+            self.fleet.leave_queue(job.request_id)
+        return found
 
     def _park(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
         if not self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max):

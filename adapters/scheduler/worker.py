@@ -8,7 +8,8 @@ import threading
 from dramatiq import Broker, Worker
 
 from adapters.scheduler.actors import sweep_message
-from adapters.scheduler.embedded import QueueIsFull
+from adapters.scheduler.brokers import SETTLE_QUEUE
+from adapters.scheduler.embedded import EmbeddedBroker, QueueIsFull
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,8 @@ IDLE_WAKE_MS = 250
 """How often idle worker threads look whether they should stop."""
 
 STOP_MS_MAX = 10_000
+DRAIN_SECONDS_MAX = 10.0
+"""How long a stopping worker goes on recording the ends of requests that only this process knows of."""
 
 
 class SchedulerWorker:
@@ -33,8 +36,13 @@ class SchedulerWorker:
         self._ticker.start()
 
     def stop(self) -> None:
+        """Record the ends that are queued in this process, let what runs finish, then end."""
         self._stopping.set()
         self._ticker.join()
+        if isinstance(self._broker, EmbeddedBroker):
+            left = self._broker.drain(SETTLE_QUEUE, seconds=DRAIN_SECONDS_MAX)
+            if left:
+                log.error("%d requests have no recorded end; they are released when Darkbloom runs again", left)
         self._worker.stop(timeout=STOP_MS_MAX)
         self._broker.close()
 

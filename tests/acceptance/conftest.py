@@ -25,10 +25,14 @@ def up(
     name = f"darkbloom_test_up_{secrets.token_hex(4)}"
     with psycopg.connect(postgres_server, autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"')
-        quick = {"DARKBLOOM_NO_PROVIDER_WAIT_SECONDS": "1", "DARKBLOOM_FIRST_SIGNAL_SECONDS": "2"}
-        with coordinator(
-            tmp_path_factory.mktemp("up"), database=database_url(postgres_server, name), env=quick
-        ) as running:
+        folder = tmp_path_factory.mktemp("up")
+        quick = {
+            "DARKBLOOM_NO_PROVIDER_WAIT_SECONDS": "1",
+            "DARKBLOOM_FIRST_SIGNAL_SECONDS": "2",
+            "DARKBLOOM_CHECKPOINT_KEY_FILE": str(folder / "checkpoint.key"),
+            "DARKBLOOM_CHECKPOINT_SECONDS": "1",
+        }
+        with coordinator(folder, database=database_url(postgres_server, name), env=quick) as running:
             yield running
         admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 

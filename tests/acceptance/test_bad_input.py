@@ -215,6 +215,24 @@ def test_an_unreachable_database_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["amqp//user:s3cret@127.0.0.1", "amqp://user:s3cret@127.0.0.1:1/", "amqp://u:s3@cret:x/"]
+)
+def test_a_broker_that_cannot_be_used_is_named_once_and_without_its_password(url: str, database: str) -> None:
+    done = _up("up", "--port", "0", env={"DARKBLOOM_BROKER_URL": url, "DARKBLOOM_DATABASE_URL": database})
+    assert done.returncode == 1
+    assert "DARKBLOOM_BROKER_URL" in done.stderr
+    assert "cret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_an_address_that_is_not_this_machine_s_is_named_with_what_to_do(tmp_path: Path) -> None:
+    done = _up("up", "--host", "192.0.2.1", "--port", "0", "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert "--host" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_wrong_settings_are_named_with_their_variable() -> None:
     done = _up("up", env={"DARKBLOOM_PORT": "many"})
     assert done.returncode == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import psutil
 import pytest
 
+from api import command
 from tests.support.processes import Process, darkbloomd, eventually
 
 
@@ -52,6 +55,22 @@ def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, tiny_model: 
     assert demo.popen.wait(60) == 130
     assert [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     assert "Traceback" not in demo.log()
+
+
+def test_an_interruption_while_the_program_loads_ends_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "api.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "api.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 130
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_demo_without_a_model_says_what_to_do(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
+import inspect
 import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +31,11 @@ from agent import cli as agent_cli
 from agent import errors as agent_errors
 from api import cli as coordinator_cli
 from api import edge
+from api.auditors import routes as auditors
 from api.consumer import chat_request
-from domain import errors, events, journal, protocol, routing
+from domain import adjustments, errors, events, journal, protocol, routing
 from domain.eventsourced import DomainEvent
+from tests.conftest import missing_service
 from tests.support.machine import MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -284,6 +289,27 @@ def test_the_chart_of_accounts_is_the_one_of_the_journal() -> None:
     assert order == list(journal.BUCKET_CODES.items())
 
 
+def test_every_reason_of_an_adjustment_is_described_with_its_account() -> None:
+    described = sections(reference("chart-of-accounts"), 2)["Adjustments"]
+    table = {codes(row[0])[0]: row[1].partition(":")[0] for row in rows(described) if len(row) == 2}
+    assert table == adjustments.REASON_CODES
+
+
+def test_every_endpoint_of_the_auditor_is_described_with_its_parameters() -> None:
+    described = sections(reference("audit-api"), 3)
+    routes = {
+        f"{next(iter(route.methods))} {route.path.replace(':path', '')}": route.endpoint  # type: ignore[attr-defined]
+        for router in auditors.ROUTERS
+        for route in router.routes
+    }
+    assert set(described) == {route.replace("/v1/admin/finance", "") for route in routes}
+    for route, endpoint in routes.items():
+        text = described[route.replace("/v1/admin/finance", "")]
+        parameters = first_codes(text.partition("**Answer.**")[0])
+        for name in re.findall(r'query\.\w+\("(\w+)"', inspect.getsource(endpoint)):
+            assert name in parameters, f"{route}: {name}"
+
+
 def messages() -> dict[str, type[msgspec.Struct]]:
     found = [*get_args(protocol.FromProvider), *get_args(protocol.FromCoordinator)]
     return {str(cls.__struct_config__.tag): cls for cls in found}
@@ -308,6 +334,13 @@ def test_every_reason_why_a_machine_gets_no_work_has_advice() -> None:
     assert [row[0] for row in rows(page)] == [str(reason) for reason in routing.Reason]
 
 
+def test_every_reason_why_an_attempt_failed_is_described() -> None:
+    sources = "".join(path.read_text() for path in sorted((ROOT / "api" / "consumer").glob("*.py")))
+    reasons = set(re.findall(r'(?:AttemptFailed\(|_violation\("[^"]+", )"(\w+)"', sources))
+    row = next(row for row in rows(reference("events")) if "never a machine's own text" in row[1])
+    assert set(codes(row[1])) == reasons
+
+
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
@@ -326,9 +359,14 @@ def test_every_header_that_browsers_may_read_is_described() -> None:
 def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
     text = sections(reference("http-api"), 3)["Members that are refused by name"]
     valid = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("_only.")}
+    refusals |= {"provider_serial", "provider_serials"}
+    assert {member for row in rows(text) for member in codes(row[0])} == refusals - {"response_format"}
     for row in rows(text):
+        neutral = [json.loads(value.strip("`")) for value in row[1].split(", or ")]
         for member in codes(row[0]):
-            chat_request.parse_chat(valid | {member: json.loads(codes(row[1])[0] if codes(row[1]) else row[1])})
+            for value in (*neutral, None):
+                chat_request.parse_chat(valid | {member: value})
             with pytest.raises(errors.InvalidRequest) as refused:
                 chat_request.parse_chat(valid | {member: ["something"]})
             assert refused.value.param == member
@@ -523,6 +561,57 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path, environment: dict[str, s
     earned = next(text for command, text in printed.items() if "--account acct_studio) python" in command)
     assert earned.splitlines()[-1] == output_after("--account acct_studio) python").splitlines()[-1]
     assert normal(printed["cat agent.log\n"]) == normal(output_after("cat agent.log"))
+
+
+AUDIT_TUTORIAL = DOCS / "tutorial" / "audit.md"
+
+
+@pytest.fixture
+def audit_terminal(
+    tmp_path: Path, environment: dict[str, str], postgres_server: str
+) -> Generator[Terminal, None, None]:
+    terminal = Terminal(tmp_path, environment)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+        with psycopg.connect(postgres_server, autocommit=True) as server:
+            for name in ("books", "copy"):
+                server.execute(f'DROP DATABASE IF EXISTS "{own_database(tmp_path, name)}" WITH (FORCE)')
+
+
+def own_database(tmp_path: Path, name: str) -> str:
+    """A database of this run alone, in place of the page's."""
+    return f"darkbloom_{name}_{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
+
+
+def test_the_tutorial_of_an_audit_does_what_it_says(
+    tmp_path: Path, audit_terminal: Terminal, postgres_server: str
+) -> None:
+    if any(shutil.which(program) is None for program in ("createdb", "dropdb", "pg_dump", "pg_restore")):
+        missing_service("PostgreSQL's client programs")
+    names = {f"darkbloom_{name}": own_database(tmp_path, name) for name in ("books", "copy")}
+    names |= {"postgresql://postgres@127.0.0.1:5432": postgres_server.rpartition("/")[0]}
+    printed: dict[str, str] = {}
+    for block in blocks(AUDIT_TUTORIAL):
+        if block.language == "sh":
+            commands = block.text
+            for name, own in names.items():
+                commands = commands.replace(name, own)
+            printed[block.text] = audit_terminal.run(f"set -e\n{commands}set +e")
+
+    balance = printed['darkbloomd audit trial-balance --at "$TUESDAY" --from-events\n']
+    shown = next(block.text for block in blocks(AUDIT_TUTORIAL) if block.language == "text")
+    assert without_instants(balance) == without_instants(shown)
+    position = re.search(r"position (\d+)", balance)
+    assert position is not None
+    assert int(position[1]) <= int(printed["sed -n 2p yesterday.checkpoint\n"])
+    *_, computed, trailer = next(text for command, text in printed.items() if "sha256sum" in command).splitlines()
+    assert json.loads(trailer.removeprefix("# "))["trailer"]["sha256"] == computed.split()[0]
+
+
+def without_instants(text: str) -> list[str]:
+    return [re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", line.rstrip()) for line in text.splitlines()]
 
 
 def is_first_terminal(block: Block) -> bool:

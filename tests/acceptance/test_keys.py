@@ -24,7 +24,7 @@ def manager(up: Coordinator) -> Key:
     """A key that manages the keys of an account with credit."""
     owner = up.books.open_account(5_000_000)
     with psycopg.connect(up.books.dsn, autocommit=True) as connection:
-        key = credentials.create_api_key(connection, owner.account_id, "manager", ["keys"])
+        key = credentials.create_api_key(connection, owner.account_id, "manager", scopes=["keys"])
     return Key(key.secret, key.key_id, owner.account_id)
 
 

@@ -80,38 +80,40 @@ def test_an_agent_killed_mid_answer_ends_the_stream_with_an_error_and_costs_noth
     up.books.require_balanced()
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_coordinator_killed_between_hold_and_settlement_ends_the_hold_once(
-    tmp_path: Path, stream: bool
-) -> None:
-    accepted = asyncio.Event()
+async def test_a_coordinator_killed_between_hold_and_settlement_ends_each_hold_once(tmp_path: Path) -> None:
+    accepted = asyncio.Semaphore(0)
 
     async def never_answer(machine: Machine, job: Job) -> None:
         await job.accept()
-        accepted.set()
+        accepted.release()
         await asyncio.Event().wait()
 
     with coordinator(tmp_path) as running:
         key = await asyncio.to_thread(running.books.open_account, 1_000_000)
         async with Machine(running.url, never_answer).connected():
             async with httpx.AsyncClient(base_url=running.url, timeout=60.0) as client:
-                request = asyncio.create_task(
-                    client.post(
-                        "/v1/chat/completions",
-                        json=ASK | {"stream": stream},
-                        headers={"Authorization": f"Bearer {key.secret}"},
+                requests = [
+                    asyncio.create_task(
+                        client.post(
+                            "/v1/chat/completions",
+                            json=ASK | {"stream": stream},
+                            headers={"Authorization": f"Bearer {key.secret}"},
+                        )
                     )
-                )
-                await accepted.wait()
-                assert running.books.balance(key.account_id)[2] == 100
+                    for stream in (True, False)
+                ]
+                for _ in requests:
+                    await accepted.acquire()
+                assert running.books.balance(key.account_id)[2] == 200
                 running.process.kill_9()
-                with pytest.raises(httpx.TransportError):
-                    await request
+                for request in requests:
+                    with pytest.raises(httpx.TransportError):
+                        await request
 
     with coordinator(tmp_path) as again:
-        released = ["RequestReleased"]
+        released = ["RequestReleased"] * 2
         await asyncio.to_thread(
-            eventually, lambda: again.books.ends_of(key.account_id) == released, "the hold to come back"
+            eventually, lambda: again.books.ends_of(key.account_id) == released, "the holds to come back"
         )
         assert again.books.balance(key.account_id) == (1_000_000, 0, 0)
         assert again.books.rows("SELECT * FROM open_requests") == []

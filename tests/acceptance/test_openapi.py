@@ -70,7 +70,7 @@ def secret(up: Coordinator) -> str:
     """A key with credit that may do everything."""
     key = up.books.open_account(50_000_000)
     with psycopg.connect(up.books.dsn, autocommit=True) as connection:
-        return credentials.create_api_key(connection, key.account_id, "all", ["inference", "keys"]).secret
+        return credentials.create_api_key(connection, key.account_id, "all", scopes=["inference", "keys"]).secret
 
 
 @pytest.mark.parametrize(

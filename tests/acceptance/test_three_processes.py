@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -63,15 +64,17 @@ class Parts:
         self._started: list[Process] = []
 
     def start(self, *words: str) -> Process:
+        """Start one of them. It is not waited for, so that several get ready together."""
         process = Process(words[0], darkbloomd(*words), self._folder, self.env)
         self._started.append(process)
-        process.ready_line()
         return process
 
     def stop(self) -> None:
-        for process in reversed(self._started):
-            if process.popen.poll() is None:
-                process.terminate()
+        running = [process for process in self._started if process.popen.poll() is None]
+        for process in running:
+            process.popen.send_signal(signal.SIGTERM)
+        for process in running:
+            process.terminate()
 
     def logs(self) -> str:
         return "".join(process.log() for process in self._started)
@@ -90,9 +93,9 @@ def parts(tmp_path: Path, database: str) -> Generator[Parts, None, None]:
 
 
 def test_a_paid_answer_across_three_processes(parts: Parts, tmp_path: Path, tiny_model: Path) -> None:
+    for part in ("schedule", "project"):
+        parts.start(part)
     gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
-    parts.start("schedule")
-    parts.start("project")
     key = gateway.books.open_account(5_000_000)
     with agent(tmp_path, gateway.url, tiny_model):
         eventually(lambda: MODEL in gateway.models(key.secret), "the agent to be routable")
@@ -143,8 +146,8 @@ def test_no_prompt_enters_a_message_a_table_or_a_log(parts: Parts, tmp_path: Pat
 def test_a_gateway_killed_with_a_request_open_has_it_released_by_the_scheduler(
     parts: Parts, tmp_path: Path, endless_model: Path
 ) -> None:
-    gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
     parts.start("schedule")
+    gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
     key = gateway.books.open_account(5_000_000)
     with agent(tmp_path, gateway.url, endless_model):
         eventually(lambda: "endless" in gateway.models(key.secret), "the agent to be routable")

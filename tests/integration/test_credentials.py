@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
+from typing import get_args
 
 import psycopg
 import pytest
@@ -185,3 +186,13 @@ def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
             "INSERT INTO api_keys (key_hash, key_id, label, name, account_id) VALUES (%s, 'key_2', '', '', 'thief')",
             (credentials.hash_of(key.secret),),
         )
+
+
+async def test_a_key_has_the_role_it_was_made_with(stored: StoredCredentials, look: Connection) -> None:
+    for role in get_args(credentials.Role):
+        key = credentials.create_api_key(look, "acct", "name", role)
+        found = await stored.find_api_key(key.secret)
+        assert found is not None
+        assert found[:3] == credentials.find_api_key(look, key.secret) == ("acct", key.key_id, role)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        look.execute("UPDATE api_keys SET role = 'owner'")

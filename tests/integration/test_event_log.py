@@ -13,16 +13,21 @@ from eventsourcing.persistence import StoredEvent
 from adapters.postgres.mapper import EventMapper, MismatchedEvent
 from adapters.postgres.writer import LedgerWriter
 from domain import events
+from domain.adjusting import ApproveAdjustment, RejectAdjustment
+from domain.closing import ClosePeriod, LockPeriod
 from domain.events import UnknownEvent, UnreadableEvent
 from domain.eventsourced import Actor
 from domain.ledger import CloseSession, OpenAccount, OpenSession
 from domain.requests import JobFailure, job_id_of
 from tests.support.ledger_commands import (
+    FIRST_ADMIN,
     GATEWAY,
+    SECOND_ADMIN,
     account,
     admit,
     dispatch,
     grant,
+    propose,
     release,
     settle,
     settled_request,
@@ -59,6 +64,12 @@ def write_one_of_each(writer: LedgerWriter) -> None:
     failure = JobFailure(str(job_id_of(given_up, 1)), "timeout", 504)
     writer.execute(msgspec.structs.replace(release(consumer, given_up), failures=(failure,)))
     writer.execute(CloseSession(**session, requests_served=1, tokens_generated=60, reason="bye"))
+    for decide in (ApproveAdjustment, RejectAdjustment):
+        adjustment_id = uuid4()
+        writer.execute(propose(consumer, adjustment_id=adjustment_id))
+        writer.execute(decide(actor=SECOND_ADMIN, adjustment_id=adjustment_id))
+    writer.execute(LockPeriod(actor=FIRST_ADMIN, period="2020-01"))
+    writer.execute(ClosePeriod(actor=FIRST_ADMIN, period="2020-01", position=1, trial_balance_sha256="ab" * 32))
 
 
 def stored(look: Connection, topic: str) -> StoredEvent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,13 @@ from tests.support.ledger_machines import (
     open_requests_of,
     waiting,
 )
-from tests.support.ledger_waiting import Connection, in_thread, until_sessions_wait
+from tests.support.ledger_waiting import (
+    Connection,
+    in_thread,
+    sessions_waiting_for_a_lock,
+    until_in_loop,
+    until_sessions_wait,
+)
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
 
@@ -585,6 +592,48 @@ async def test_the_sweep_forgets_machines_of_lapsed_and_of_unknown_gateways(
     assert look.execute("SELECT session_id::text FROM fleet").fetchall() == [(kept.session_id,)]
     assert list(claims(look).values()) == [kept.session_id]
     assert_counters_are_true(look)
+
+
+async def test_a_sweep_waits_for_nobody_and_takes_the_rest_the_next_time(
+    ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    lease(look)
+    busy, other = machine(capacity=2), machine(capacity=2)
+    for one in (busy, other):
+        await gateway.announce(one, routable=True)
+        assert fleet.claim(job(), one.session_id, seconds=-1)
+
+    with psycopg.connect(ledger) as holder:
+        holder.execute("SELECT FROM fleet WHERE session_id = %s FOR UPDATE", (busy.session_id,))
+        in_thread(fleet.sweep).result(30)
+        assert list(claims(look).values()) == [busy.session_id]
+        holder.rollback()
+    fleet.sweep()
+
+    assert claims(look) == {}
+    assert_counters_are_true(look)
+
+
+async def test_a_claim_and_the_end_of_its_machine_at_the_same_time_both_succeed(
+    ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    """A message that comes twice claims an attempt just as its machine disconnects."""
+    one = machine(capacity=2)
+    await gateway.announce(one, routable=True)
+    wanted = job()
+    assert fleet.claim(wanted, one.session_id, seconds=600)
+    with psycopg.connect(ledger) as holder:
+        holder.execute("SELECT FROM fleet FOR UPDATE")
+        claim = in_thread(lambda: fleet.claim(wanted, one.session_id, seconds=600))
+        await asyncio.to_thread(until_sessions_wait, look, 1)
+        withdrawal = asyncio.create_task(gateway.withdraw(one.session_id))
+        await asyncio.sleep(0)
+        await until_in_loop(lambda: sessions_waiting_for_a_lock(look) >= 2, "both wait")
+        holder.rollback()
+
+        await withdrawal
+    assert isinstance(claim.exception(30), AttemptHasSlot | None)
+    assert claims(look) == {}
 
 
 async def test_sweeps_beside_claims_and_releases_never_make_a_counter_drift(

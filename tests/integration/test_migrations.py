@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator
 from typing import Any
 
@@ -22,16 +23,23 @@ TABLES = {
     "alembic_version",
     "api_keys",
     "claims",
+    "earning_totals",
     "events",
     "fleet",
     "gateways",
     "journal_lines",
+    "leaderboard_daily",
     "ledger_head",
+    "ledger_lines",
     "open_requests",
     "projection_tracking",
     "provider_earnings",
     "provider_tokens",
+    "sub_account_balances",
+    "trial_balance",
     "usage_entries",
+    "usage_minute",
+    "usage_totals",
     "waiters",
     "wallet_balances",
 }
@@ -174,11 +182,22 @@ def test_a_server_that_does_not_answer_is_named_as_the_reason() -> None:
         assert "s3cret" not in str(caught.value)
 
 
-def test_a_malformed_address_is_refused_without_repeating_its_password() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql//somebody:s3cret@127.0.0.1/darkbloom",
+        "postgresql://somebody:pass@s3cret@127.0.0.1/darkbloom",
+        "postgresql://somebody:s3cret/more@127.0.0.1/darkbloom",
+        "postgresql://somebody:%s3cret@127.0.0.1/darkbloom",
+        "host=127.0.0.1 password=pass s3cret",
+    ],
+)
+def test_a_malformed_address_is_refused_without_repeating_its_password(address: str) -> None:
     with pytest.raises(DatabaseUnreachable) as caught:
-        migrate.upgrade("postgresql//somebody:s3cret@127.0.0.1/darkbloom")
+        migrate.upgrade(address)
 
-    assert "s3cret" not in str(caught.value)
+    assert "DARKBLOOM_DATABASE_URL" in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_server_older_than_the_oldest_supported_is_refused(

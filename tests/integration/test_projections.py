@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from adapters.postgres.writer import LedgerWriter
 from domain.journal import CHART, JournalEntryPosted
 from projections import runner as runner_module
 from projections.earnings import TOTAL_OF_MACHINE, Earnings
 from projections.journal import JournalLines, trial_balance
-from projections.runner import ProjectionRunner, Recorded
+from projections.lag import lag_of
+from projections.page import Page
+from projections.registry import LAGGING, lagging
+from projections.runner import ProjectionRunner
+from projections.trial_balance import current_trial_balance
 from tests.support.ledger_commands import MACHINE_ID, account, admit, dispatch, grant, release, settled_request
 from tests.support.ledger_tables import head_of, log_of, wallets
 from tests.support.ledger_waiting import Connection, terminate_sessions, until
+from tests.support.tampering import past_the_guard
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
 
@@ -42,6 +49,10 @@ def following(url: str) -> Generator[ProjectionRunner, None, None]:
 
 def rows(look: Connection, table: str) -> list[tuple[Any, ...]]:
     return look.execute(f"SELECT * FROM {table} ORDER BY position, 2").fetchall()
+
+
+def positions_in(page: Page, projection: type[Earnings | JournalLines]) -> list[int]:
+    return [position for position, _, _ in page.of_any(*projection.events)]
 
 
 def tracked(look: Connection) -> dict[str, int]:
@@ -191,9 +202,9 @@ def test_a_runner_that_starts_again_goes_on_where_the_last_one_stopped(
     seen: list[int] = []
     apply = JournalLines.apply
 
-    def noted(self: JournalLines, connection: Connection, batch: Sequence[Recorded]) -> None:
-        seen.extend(recorded.position for recorded in batch)
-        apply(self, connection, batch)
+    def noted(self: JournalLines, connection: Connection, page: Page) -> None:
+        seen.extend(positions_in(page, JournalLines))
+        apply(self, connection, page)
 
     monkeypatch.setattr(JournalLines, "apply", noted)
     business(writer)
@@ -215,8 +226,8 @@ def test_a_page_that_fails_moves_nothing_of_its_projection_and_is_applied_later(
     business(writer)
     apply = Earnings.apply
 
-    def fail_at_the_end(self: Earnings, connection: Connection, batch: Sequence[Recorded]) -> None:
-        apply(self, connection, batch)
+    def fail_at_the_end(self: Earnings, connection: Connection, page: Page) -> None:
+        apply(self, connection, page)
         connection.execute("SELECT 1 / 0")
 
     with monkeypatch.context() as broken:
@@ -237,10 +248,10 @@ def test_a_projection_that_fails_once_while_it_follows_does_not_end_them_all(
     monkeypatch.setattr(threading, "excepthook", ended.append)
     apply, failures = Earnings.apply, iter([True])
 
-    def fail_once(self: Earnings, connection: Connection, batch: Sequence[Recorded]) -> None:
+    def fail_once(self: Earnings, connection: Connection, page: Page) -> None:
         if next(failures, False):
             raise ValueError("a bug, or an event that only a newer build can read")
-        apply(self, connection, batch)
+        apply(self, connection, page)
 
     monkeypatch.setattr(Earnings, "apply", fail_once)
     with following(ledger):
@@ -265,7 +276,7 @@ def test_two_runners_at_once_apply_each_event_once(
             business(writer)
         until_caught_up(look)
 
-    topics = {*Earnings.topics, *JournalLines.topics}
+    topics = {kind.TOPIC for kind in (*Earnings.events, *JournalLines.events)}
     assert applied == Counter(event.position for event in log_of(look) if event.topic in topics)
     assert len(rows(look, "provider_earnings")) == 12
     assert {line.code: (line.debit_micro_usd, line.credit_micro_usd) for line in trial_balance(look)} == (
@@ -276,39 +287,214 @@ def test_two_runners_at_once_apply_each_event_once(
 def _count(monkeypatch: pytest.MonkeyPatch, projection: type[Earnings | JournalLines], applied: Counter[int]) -> None:
     apply, lock = projection.apply, threading.Lock()
 
-    def counted(self: Any, connection: Connection, batch: Sequence[Recorded]) -> None:
-        apply(self, connection, batch)
+    def counted(self: Any, connection: Connection, page: Page) -> None:
+        apply(self, connection, page)
         with lock:
-            applied.update(recorded.position for recorded in batch)
+            applied.update(positions_in(page, projection))
 
     monkeypatch.setattr(projection, "apply", counted)
 
 
-def test_a_runner_leaves_a_projection_alone_that_another_one_is_just_applying(
-    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    business(writer)
+@contextmanager
+def held_in_the_middle_of_a_page(url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Future[None], None, None]:
+    """A runner that has applied its first page and does not commit it before this ends; what becomes of it."""
     inside, may_end = threading.Event(), threading.Event()
     apply = Earnings.apply
 
-    def slow(self: Earnings, connection: Connection, batch: Sequence[Recorded]) -> None:
-        apply(self, connection, batch)
+    def slow(self: Earnings, connection: Connection, page: Page) -> None:
+        apply(self, connection, page)
         inside.set()
         may_end.wait(30)
 
     with ThreadPoolExecutor(1) as pool:
         with monkeypatch.context() as slowed:
             slowed.setattr(Earnings, "apply", slow)
-            first = pool.submit(make_runner(ledger).catch_up)
+            runner = pool.submit(make_runner(url).catch_up)
             assert inside.wait(30)
+        try:
+            yield runner
+        finally:
+            may_end.set()
+
+
+def test_a_runner_leaves_a_page_alone_that_another_one_is_just_applying(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    business(writer)
+    with held_in_the_middle_of_a_page(ledger, monkeypatch) as first:
         # The other one neither waits for it nor applies the same page.
         make_runner(ledger).catch_up()
-        assert tracked(look) == {"provider_earnings": 0, "journal_lines": head_of(look)}
-        may_end.set()
-        first.result(30)
+        assert tracked(look) == {"provider_earnings": 0, "journal_lines": 0}
+    first.result(30)
 
     assert len(rows(look, "provider_earnings")) == 4
     assert set(tracked(look).values()) == {head_of(look)}
+
+
+def test_a_page_that_another_runner_applied_in_between_is_not_applied_again(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a runner that has seen where the projections stand, and another one that is faster
+    business(writer)
+    slow = make_runner(ledger)
+    advance = slow._advance
+
+    def overtaken(*seen: Any) -> bool:
+        make_runner(ledger).catch_up()
+        return advance(*seen)
+
+    monkeypatch.setattr(slow, "_advance", overtaken)
+    # When the first one comes to apply what it saw
+    slow.catch_up()
+    # Then it finds nothing to do.
+    assert [one.failure for one in lag_of(look)] == [None, None]
+    assert len(rows(look, "provider_earnings")) == 4
+
+
+def test_a_runner_takes_over_when_the_one_that_was_applying_dies(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    business(writer)
+    with held_in_the_middle_of_a_page(ledger, monkeypatch) as first:
+        assert terminate_sessions(look, "query ILIKE '%provider_earnings%'") == 1
+
+        make_runner(ledger).catch_up()
+
+        assert set(tracked(look).values()) == {head_of(look)}
+    with pytest.raises(psycopg.OperationalError):
+        first.result(30)
+    assert len(rows(look, "provider_earnings")) == 4
+    assert {line.code: (line.debit_micro_usd, line.credit_micro_usd) for line in trial_balance(look)} == (
+        balances_by_fold(look)
+    )
+
+
+class Pooled(psycopg.Connection[Any]):
+    """A session of a transaction pooler's: the next transaction finds nothing of what the last one set up."""
+
+    @contextmanager
+    def transaction(self, *args: Any, **options: Any) -> Generator[psycopg.Transaction, None, None]:
+        outermost = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(*args, **options) as transaction:
+            yield transaction
+        if outermost:
+            self.pgconn.exec_(b"DISCARD ALL")  # the client side must not notice
+
+
+def test_behind_a_transaction_pooler_everything_is_applied_though_no_notification_comes(
+    ledger: str,
+    writer: LedgerWriter,
+    look: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(runner_module, "PAGE_EVENTS", 5)  # many transactions, enough for prepared statements
+    monkeypatch.setattr(runner_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(psycopg, "connect", Pooled.connect)
+    runner = ProjectionRunner(ledger, lagging())
+    runner.start()
+    try:
+        for _ in range(2):
+            business(writer)
+            until_caught_up(look)
+    finally:
+        runner.stop()
+
+    assert caplog.messages == [], "nothing was lost and taken up again"
+    assert len(rows(look, "provider_earnings")) == 8
+    assert {line.code: (line.debit_micro_usd, line.credit_micro_usd) for line in current_trial_balance(look)} == (
+        balances_by_fold(look)
+    )
+
+
+# --- what stands still -----------------------------------------------------------------------------------------------
+
+
+def test_an_event_of_a_newer_build_stops_those_that_read_it_and_they_say_where(
+    ledger: str, writer: LedgerWriter, look: Connection
+) -> None:
+    business(writer)
+    damaged = next(event.position for event in log_of(look) if event.topic == JournalEntryPosted.TOPIC)
+    with past_the_guard(look):
+        look.execute(
+            "UPDATE events SET state = replace(convert_from(state, 'UTF8'), '\"schema_version\":1', "
+            "'\"schema_version\":9')::bytea WHERE position = %s",
+            (damaged,),
+        )
+
+    ProjectionRunner(ledger, lagging()).catch_up()
+
+    found = {one.name: one for one in lag_of(look)}
+    stopped = {name for name, one in found.items() if one.failure}
+    assert stopped == {name for name, make in LAGGING.items() if JournalEntryPosted in make().events}
+    assert stopped >= {"journal_lines", "ledger_lines", "trial_balance", "sub_account_balances"}
+    for name in stopped:
+        assert found[name].failure == (
+            f"the event at position {damaged} (JournalEntry.JournalEntryPosted) cannot be read: UnknownEvent"
+        )
+        assert (found[name].position, found[name].positions) == (0, head_of(look))
+        assert found[name].seconds > 0
+    assert {one.positions for name, one in found.items() if name not in stopped} == {0}
+    assert len(rows(look, "provider_earnings")) == 4
+
+
+def test_a_projection_that_can_go_on_again_forgets_why_it_stood(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    business(writer)
+    with monkeypatch.context() as broken:
+        broken.setattr(Earnings, "apply", lambda *_: 1 / 0)
+        make_runner(ledger).catch_up()
+    assert {one.name: one.failure for one in lag_of(look)} == {
+        "journal_lines": None,
+        "provider_earnings": "ZeroDivisionError",
+    }
+
+    make_runner(ledger).catch_up()
+
+    assert all(one.failure is None and one.positions == 0 and one.seconds == 0 for one in lag_of(look))
+
+
+def test_a_projection_whose_tracking_was_set_back_stands_still_instead_of_adding_rows_twice(
+    ledger: str, writer: LedgerWriter, look: Connection
+) -> None:
+    business(writer)
+    make_runner(ledger).catch_up()
+    before = rows(look, "provider_earnings")
+    look.execute("UPDATE projection_tracking SET position = 0 WHERE name = 'provider_earnings'")
+
+    make_runner(ledger).catch_up()
+
+    assert rows(look, "provider_earnings") == before
+    assert {one.name: one.failure for one in lag_of(look)}["provider_earnings"] == "UniqueViolation"
+
+
+def test_projections_that_stand_apart_each_get_their_own_pages_and_meet_at_the_head(
+    ledger: str, writer: LedgerWriter, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    business(writer)
+    ProjectionRunner(ledger, [JournalLines()]).catch_up()
+    business(writer)
+    monkeypatch.setattr(runner_module, "PAGE_EVENTS", 7)
+
+    make_runner(ledger).catch_up()
+
+    assert len(rows(look, "provider_earnings")) == 8
+    assert set(tracked(look).values()) == {head_of(look)}
+
+
+def test_lag_counts_what_was_not_applied(ledger: str, writer: LedgerWriter, look: Connection) -> None:
+    business(writer)
+    make_runner(ledger).catch_up()
+    at = head_of(look)
+    writer.execute(grant(account(), 5))
+
+    for one in lag_of(look):
+        assert (one.position, one.positions, one.failure) == (at, 2, None)
+        assert 0 < one.seconds < 60
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_connection_is_made_again_and_nothing_is_applied_twice(
@@ -352,13 +538,13 @@ def test_a_connection_killed_within_a_page_leaves_it_to_be_applied_once(
     monkeypatch.setattr(runner_module, "PAGE_EVENTS", 5)
     apply, kills = JournalLines.apply, iter(["kill"])
 
-    def killed(self: JournalLines, connection: Connection, batch: Sequence[Recorded]) -> None:
+    def killed(self: JournalLines, connection: Connection, page: Page) -> None:
         if when == "after it wrote":
-            apply(self, connection, batch)
+            apply(self, connection, page)
         if next(kills, None):
             connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         if when == "before it wrote":
-            apply(self, connection, batch)
+            apply(self, connection, page)
 
     monkeypatch.setattr(JournalLines, "apply", killed)
     runner = make_runner(ledger)
@@ -392,17 +578,6 @@ def test_replay_into_empty_tables_gives_identical_rows_for_every_page_size(
     # Then they are the same to the last bit.
     assert {table: rows(look, table) for table in TABLES} == live
     assert set(tracked(look).values()) == {head_of(look)}
-
-
-def test_replay_over_what_is_there_changes_nothing(ledger: str, writer: LedgerWriter, look: Connection) -> None:
-    business(writer)
-    make_runner(ledger).catch_up()
-    live = {table: rows(look, table) for table in TABLES}
-
-    look.execute("UPDATE projection_tracking SET position = 0")
-    make_runner(ledger).catch_up()
-
-    assert {table: rows(look, table) for table in TABLES} == live
 
 
 def test_pages_without_an_event_of_interest_are_passed(

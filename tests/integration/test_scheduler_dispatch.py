@@ -112,6 +112,20 @@ async def test_a_message_that_comes_twice_finds_the_slot_of_its_first_run(
     assert_counters_are_true(look)
 
 
+async def test_a_message_that_parked_while_its_other_run_claimed_does_not_stay_in_the_queue(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    """It would take the wakes of those who really wait."""
+    await announced(gateway, capacity=1)
+    wanted = scene.asked()
+    [first] = await dispatched(scene, wanted)
+    assert await asyncio.to_thread(scene.fleet.park, wanted, seconds=600, depth_max=10)
+
+    assert await dispatched(scene, wanted) == [first]
+
+    assert waiting(look) == []
+
+
 async def test_a_message_that_comes_twice_does_not_move_to_another_machine(
     scene: SchedulerScene, gateway: GatewayFleet, look: Connection
 ) -> None:

@@ -134,6 +134,7 @@ def rabbitmq_answers(url: str) -> bool:
 def own_queues(patch: pytest.MonkeyPatch, url: str) -> Generator[None, None, None]:
     """Give the product's queues names of this test's own, so that nobody else's worker takes from them."""
     patch.setattr("dramatiq.broker.global_broker", None)
+    patch.setattr("adapters.scheduler.worker.IDLE_WAKE_MS", 20)  # so that a worker of a test stops at once
     token = secrets.token_hex(4)
     own = {queue: f"{queue}_{token}" for queue in brokers.QUEUES}
     for name in ("DISPATCH_QUEUE", "SETTLE_QUEUE", "SLOW_QUEUE"):

@@ -6,9 +6,12 @@ The quote is one micro-USD a token, so an amount is also the number of tokens th
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 from adapters.postgres.writer import LedgerWriter
+from domain.adjusting import ProposeAdjustment
+from domain.eventsourced import Actor
 from domain.ledger import Admit, Dispatch, GrantCredit, Release, Settle
 from domain.pricing import Quote
 from domain.requests import job_id_of
@@ -17,6 +20,8 @@ MODEL = "acme/small-8bit"
 GATEWAY = UUID("9d0c7a3e-0000-4000-8000-000000000001")
 QUOTE = Quote(input_price=1_000_000, output_price=1_000_000, source="default", book_version=1, minimum_charge=1)
 EXPIRES_AT = datetime(2100, 1, 1, tzinfo=UTC)
+
+FIRST_ADMIN, SECOND_ADMIN = Actor("admin", "key_1"), Actor("admin", "key_2")
 
 PROVIDER_ID = "c0ffee00-0000-4000-8000-000000000001"
 MACHINE_ID = "ab" * 32
@@ -79,6 +84,22 @@ def settle(account_id: str, request_id: UUID, cost: int, attempt: int = 1, *, fe
         completion_bound=cost,
         fee_percent=fee_percent,
     )
+
+
+def propose(account_id: str, amount: int = 5, **changes: Any) -> ProposeAdjustment:
+    """An adjustment of promotional credit that the first admin asks for."""
+    adjustment_id = changes.pop("adjustment_id", None) or uuid4()
+    values: dict[str, Any] = {
+        "actor": FIRST_ADMIN,
+        "correlation_id": str(adjustment_id),
+        "adjustment_id": adjustment_id,
+        "account_id": account_id,
+        "bucket": "promotional",
+        "amount_micro_usd": amount,
+        "reason": "loss",
+        "reference": "ticket 1",
+    }
+    return ProposeAdjustment(**{**values, **changes})
 
 
 def release(account_id: str, request_id: UUID, reason: str = "failed") -> Release:

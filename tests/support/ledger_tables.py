@@ -140,6 +140,11 @@ class Fold:
                 assert spent == said["captured"]
                 purse.credit -= from_credit
                 purse.earned -= spent - from_credit
+            case "WalletAdjusted":
+                if said["bucket"] in ("promotional", "purchased"):
+                    purse.credit += said["amount"]
+                else:
+                    purse.earned += said["amount"]
             case _:
                 raise AssertionError(f"this fold does not know {name}")
 

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from domain import events
 from domain.eventsourced import Aggregate, Written
 from projections import balances, earnings, journal, open_requests, usage
-from projections.runner import Recorded
+from projections.page import Page
 
 Row = tuple[Any, ...]
 
 
-class _Rows:
-    """Stands where a projection expects its connection, and keeps what it would insert."""
+class _Copied:
+    """Stands where a projection expects its connection, and keeps what it would copy into its table."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
-    def execute(self, _statement: str, columns: Sequence[Sequence[Any]]) -> None:
-        self.rows += zip(*columns, strict=True)
+    def cursor(self) -> Self:
+        return self
+
+    def copy(self, _statement: str) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def set_types(self, types: Sequence[str]) -> None:
+        self._columns = len(types)
+
+    def write_row(self, row: Row) -> None:
+        assert len(row) == self._columns
+        self.rows.append(row)
 
 
 class ReadModels:
@@ -60,14 +76,13 @@ class ReadModels:
 
 
 def _rows(projection: earnings.Earnings | journal.JournalLines, written: Written) -> list[Row]:
-    batch = [
-        Recorded(position, event.originator_id, written.recorded_at, events.decode(event.TOPIC, events.encode(event)))
+    page = Page(
+        (position, written.recorded_at, event.TOPIC, events.encode(event))
         for position, event in enumerate(written.events, written.first_position)
-        if event.TOPIC in projection.topics
-    ]
-    connection = _Rows()
-    if batch:
-        projection.apply(connection, batch)  # type: ignore[arg-type]
+        if type(event) in projection.events
+    )
+    connection = _Copied()
+    projection.apply(connection, page)  # type: ignore[arg-type]
     return connection.rows
 
 

@@ -13,10 +13,9 @@ from domain import events
 from domain.events import EVENT_CLASSES, UnknownEvent, UnreadableEvent, decode, encode
 from domain.eventsourced import Actor, DomainEvent
 from domain.journal import Posting
-from domain.key_budgets import Reset
 from domain.pricing import Quote
 from domain.wallet import HoldPlaced, HoldReleased, Split
-from tests.support.stored_events import VERSION_1
+from tests.support.event_fixtures import current_of
 
 texts = st.text(max_size=20)
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -26,7 +25,6 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     UUID | None: st.none() | st.uuids(),
     int: integers,
     str: texts,
-    Reset: st.sampled_from(["none", "daily", "weekly", "monthly"]),
     bool: st.booleans(),
     datetime: st.datetimes(min_value=datetime(1970, 1, 2), timezones=st.just(UTC)),  # noqa: DTZ001  # st adds the zone
     Actor: st.builds(Actor, texts, texts),
@@ -52,7 +50,7 @@ any_event = st.sampled_from(EVENT_CLASSES).flatmap(instances)
 
 def payload(topic: str) -> dict[str, Any]:
     """The members of the stored example of a topic."""
-    return dict(json.loads(dict(VERSION_1)[topic]))
+    return dict(json.loads(current_of(topic)))
 
 
 class TestRegistry:
@@ -67,9 +65,6 @@ class TestRegistry:
     def test_no_event_holds_a_float(self) -> None:
         for cls in EVENT_CLASSES:
             assert not {name for name, hint in get_type_hints(cls).items() if "float" in str(hint)}, cls.TOPIC
-
-    def test_every_topic_has_a_stored_example(self) -> None:
-        assert {topic for topic, _ in VERSION_1} == {cls.TOPIC for cls in EVENT_CLASSES}
 
 
 class TestRoundTrip:
@@ -93,12 +88,6 @@ class TestRoundTrip:
         ]
         assert json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode() == stored
 
-    @pytest.mark.parametrize(("topic", "stored"), VERSION_1)
-    def test_stored_events_stay_readable_and_keep_their_bytes(self, topic: str, stored: bytes) -> None:
-        event = decode(topic, stored)
-        assert topic == event.TOPIC
-        assert encode(event) == stored
-
     def test_maps_are_written_in_one_order(self) -> None:
         registered = payload("ProviderMachine.MachineRegistered")
         hardware = registered["hardware"]
@@ -111,9 +100,7 @@ class TestRoundTrip:
 
     def test_members_that_a_later_build_may_add_are_ignored(self) -> None:
         stored = json.dumps({**payload("Wallet.HoldReleased"), "colour": "green"}).encode()
-        assert decode("Wallet.HoldReleased", stored) == decode(
-            "Wallet.HoldReleased", dict(VERSION_1)["Wallet.HoldReleased"]
-        )
+        assert decode("Wallet.HoldReleased", stored) == decode("Wallet.HoldReleased", current_of("Wallet.HoldReleased"))
 
 
 class TestWhatCannotBeRead:
@@ -123,8 +110,9 @@ class TestWhatCannotBeRead:
 
     @pytest.mark.parametrize("topic", [cls.TOPIC for cls in EVENT_CLASSES])
     def test_a_newer_version_is_refused_instead_of_misread(self, topic: str) -> None:
-        with pytest.raises(UnknownEvent, match="version 2"):
-            decode(topic, json.dumps({**payload(topic), "schema_version": 2}).encode())
+        newer = payload(topic)["schema_version"] + 1
+        with pytest.raises(UnknownEvent, match=f"version {newer}"):
+            decode(topic, json.dumps({**payload(topic), "schema_version": newer}).encode())
 
     def test_a_newer_version_with_another_shape_is_refused_as_well(self) -> None:
         with pytest.raises(UnknownEvent, match="version 7"):
@@ -150,7 +138,7 @@ class TestWhatCannotBeRead:
 
     @pytest.mark.parametrize(
         "state",
-        [b"", b"{", b"null", b"[]", b"{}", b'"text"', b"\xff\xfe", dict(VERSION_1)["Wallet.HoldReleased"][:-1]],
+        [b"", b"{", b"null", b"[]", b"{}", b'"text"', b"\xff\xfe", current_of("Wallet.HoldReleased")[:-1]],
     )
     def test_bytes_that_are_no_event_are_refused_by_their_topic(self, state: bytes) -> None:
         with pytest.raises(UnreadableEvent, match=r"Wallet\.HoldReleased"):
@@ -217,4 +205,4 @@ class TestUpcasts:
         monkeypatch.setattr(HoldPlaced, "SCHEMA_VERSION", 2)
         monkeypatch.setattr(events, "UPCASTS", {("Wallet.HoldPlaced", 1): lambda old: {**old, "amount": "many"}})
         with pytest.raises(UnreadableEvent):
-            decode("Wallet.HoldPlaced", dict(VERSION_1)["Wallet.HoldPlaced"])
+            decode("Wallet.HoldPlaced", current_of("Wallet.HoldPlaced"))

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -26,8 +25,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from adapters.postgres.unit import AggregateCache, BatchUnit
-from domain import events, journal, ledger
 from domain.accounts import Account
 from domain.errors import Conflict, DarkbloomError, InsufficientFunds, InvariantViolated, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, Written
@@ -37,9 +34,24 @@ from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccoun
 from domain.machines import ProviderMachine
 from domain.pricing import Quote
 from domain.requests import InferenceRequest, JobFailure, RequestReleased, RequestSettled, job_id_of
-from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased, Split, Wallet
-from projections.usage import UsageEntries
+from domain.wallet import Wallet
 from tests.support.auditor import Auditor
+from tests.support.broken_builds import (
+    Breakage,
+    admits_on_money_that_is_held,
+    believes_what_was_not_written,
+    drops_a_journal_line,
+    forgets_every_bound,
+    forgets_whose_share_is_unclaimed,
+    keeps_what_is_released,
+    leaves_a_trace_of_failures,
+    lists_free_requests_as_usage,
+    pays_without_an_entry,
+    rounds_the_fee_up,
+    settles_twice,
+    spends_earnings_first,
+    stores_another_amount,
+)
 from tests.support.ledger_model import BUCKETS, Attempt, Model, Refused, Request
 from tests.support.memory_ledger import BEGINNING, MemoryLedger, replayed, reread, state
 from tests.support.read_models import ReadModels, rebuilt
@@ -428,8 +440,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _check_cache(self) -> None:
         """Also after a failed command: what the cache holds is what the log says, no more."""
-        for aggregate_id, cached in self.ledger.cache._aggregates.items():
-            expected = self.shadow.get(aggregate_id, type(cached)(aggregate_id))
+        for cached in self.ledger.cache._aggregates.values():
+            expected = self.shadow.get(cached.id, type(cached)(cached.id))
             assert state(cached) == state(expected), "a cached aggregate differs from its events"
 
     def _check_replay(self, written: Written) -> None:
@@ -523,119 +535,6 @@ def test_no_history_of_commands_breaks_the_books() -> None:
 
 
 # --- broken builds ---------------------------------------------------------------------------------------------------
-
-Breakage = Callable[[pytest.MonkeyPatch], None]
-
-
-def forgets_every_bound(patch: pytest.MonkeyPatch) -> None:
-    """7: claims are believed, and the cost is not clamped to the hold."""
-    patch.setattr(ledger, "min", lambda first, *_: first, raising=False)
-
-
-def rounds_the_fee_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ledger, "percent_of", lambda amount, percent: -(-amount * percent // 100))
-
-
-def keeps_what_is_released(patch: pytest.MonkeyPatch) -> None:
-    """5: a released hold goes on holding."""
-    patch.setattr(HoldReleased, "apply", lambda self, aggregate: None)
-
-
-def spends_earnings_first(patch: pytest.MonkeyPatch) -> None:
-    """10: what was earned goes before what was given."""
-
-    def split_of(self: Wallet, amount: int) -> Split:
-        taken: dict[str, int] = {}
-        for bucket in reversed(BUCKETS):
-            taken[bucket] = min(amount, getattr(self, bucket))
-            amount -= taken[bucket]
-        return Split(**taken)
-
-    patch.setattr(Wallet, "split_of", split_of)
-
-
-def settles_twice(patch: pytest.MonkeyPatch) -> None:
-    """6: a settlement does not look whether the request has ended, and a wallet captures a hold that is gone."""
-    decide = Settle.decide
-
-    def decide_again(self: Settle, unit: Any) -> Any:
-        request = unit.get(InferenceRequest, str(self.request_id))
-        if isinstance(request.end, RequestSettled) and request.end.account_id == self.account_id:
-            request.end = None
-        return decide(self, unit)
-
-    def capture(self: HoldCaptured, aggregate: Any) -> None:
-        aggregate.held -= aggregate.holds.pop(self.hold_id, 0)
-        for bucket in BUCKETS:
-            setattr(aggregate, bucket, getattr(aggregate, bucket) - getattr(self.split, bucket))
-
-    patch.setattr(Settle, "decide", decide_again)
-    patch.setattr(HoldCaptured, "apply", capture)
-
-
-def drops_a_journal_line(patch: pytest.MonkeyPatch) -> None:
-    """1 and 2: the last line of each entry is missing."""
-    patch.setattr(journal, "balanced", lambda lines: tuple(line for line in lines if line.amount)[:-1])
-
-
-def pays_without_an_entry(patch: pytest.MonkeyPatch) -> None:
-    """4 and 6: a settlement moves wallets, and the journal does not know."""
-    post = ledger._post
-
-    def post_credits_only(unit: Any, key: str, kind: str, *rest: Any) -> None:
-        if kind != "settlement":
-            post(unit, key, kind, *rest)
-
-    patch.setattr(ledger, "_post", post_credits_only)
-
-
-def forgets_whose_share_is_unclaimed(patch: pytest.MonkeyPatch) -> None:
-    """6: unlinked machines share one pot, so that nobody can claim their own."""
-    settlement = journal.settlement
-    patch.setattr(journal, "settlement", lambda **parts: settlement(**{**parts, "machine_id": ""}))
-
-
-def admits_on_money_that_is_held(patch: pytest.MonkeyPatch) -> None:
-    """3: open holds do not count."""
-    patch.setattr(Wallet, "balance", property(lambda self: self.credits + self.earnings))
-    patch.setattr(Wallet, "check", lambda self: None)
-
-
-def leaves_a_trace_of_failures(patch: pytest.MonkeyPatch) -> None:
-    """A failed command's events go, but the aggregates keep what they were told."""
-    patch.setattr(BatchUnit, "_roll_back", lambda self, mark: self.events.__delitem__(slice(mark, None)))
-
-
-def believes_what_was_not_written(patch: pytest.MonkeyPatch) -> None:
-    """After a lost commit the cache still holds its aggregates."""
-    patch.setattr(AggregateCache, "evict", lambda self, ids: None)
-
-
-def lists_free_requests_as_usage(patch: pytest.MonkeyPatch) -> None:
-    """12: usage rows differ from the settlements."""
-    statements = UsageEntries.statements
-
-    def all_of_them(self: UsageEntries, written: Written) -> Any:
-        charged = [
-            msgspec.structs.replace(event, free=False) if isinstance(event, RequestSettled) else event
-            for event in written.events
-        ]
-        return statements(self, written._replace(events=charged))
-
-    patch.setattr(UsageEntries, "statements", all_of_them)
-
-
-def stores_another_amount(patch: pytest.MonkeyPatch) -> None:
-    """13: what is stored is not what was decided."""
-    encode = events.encode
-
-    def rounded(event: Any) -> bytes:
-        if isinstance(event, HoldPlaced):
-            event = msgspec.structs.replace(event, amount=event.amount // 10 * 10)
-        return encode(event)
-
-    patch.setattr(events, "encode", rounded)
-
 
 BROKEN_BUILDS: tuple[tuple[Breakage, str], ...] = (
     (forgets_every_bound, "the end of a request differs"),

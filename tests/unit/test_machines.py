@@ -15,7 +15,9 @@ from tests.support.examples import record
 
 def machine() -> ProviderMachine:
     made = ProviderMachine(ProviderMachine.id_of("machine"))
-    record(made, MachineRegistered, machine_id="machine", hardware={"memory_gb": 64}, models=("model",))
+    record(
+        made, MachineRegistered, machine_id="machine", provider_key="key", hardware={"memory_gb": 64}, models=("model",)
+    )
     record(
         made,
         ProviderSessionOpened,

@@ -75,7 +75,7 @@ def test_accounts_do_not_share_but_the_keys_of_one_do() -> None:
 
 
 def test_a_key_has_limits_of_its_own_beside_its_accounts() -> None:
-    narrow = Caller("ada", "key_n", KeySettings(requests_per_minute=1))
+    narrow = Caller("ada", "key_n", key=KeySettings(requests_per_minute=1))
     limited, told = limits(requests_per_second=1, request_burst=10), scope()
     limited.count_request(narrow, told)
     assert told[ANSWER_HEADERS]["x-ratelimit-limit-requests"] == "1"
@@ -88,11 +88,11 @@ def test_a_key_has_limits_of_its_own_beside_its_accounts() -> None:
 
 def test_an_account_can_have_other_limits_than_the_settings() -> None:
     limited = limits(requests_per_second=1, request_burst=1, tokens_per_minute=10)
-    free = Caller("ada", "key_a", KeySettings(), AccountLimits(0, None, 0))
+    free = Caller("ada", "key_a", account_limits=AccountLimits(0, None, 0))
     for _ in range(100):
         limited.count_request(free, scope())
         limited.count_tokens(free, 1_000, scope())
-    wide = Caller("grace", "key_g", KeySettings(), AccountLimits(1, 50, None))
+    wide = Caller("grace", "key_g", account_limits=AccountLimits(1, 50, None))
     for _ in range(50):
         limited.count_request(wide, scope())
     with pytest.raises(RateLimited):

@@ -403,6 +403,105 @@ class TestActors:
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("scheduler-")]
 
 
+class TestStopping:
+    """What is queued here is known to nobody else, so a request's end must not be lost with the process."""
+
+    @pytest.fixture
+    def scheduler(self, broker: EmbeddedBroker) -> RecordingScheduler:
+        made = RecordingScheduler()
+        actors.register(broker, made)  # type: ignore[arg-type]  # it has what the actors call
+        return made
+
+    def test_every_end_that_is_queued_is_run_before_a_worker_is_gone(
+        self, broker: EmbeddedBroker, scheduler: RecordingScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        process, may_work = SchedulerWorker(broker, threads=1, sweep_seconds=3_600), threading.Event()
+        monkeypatch.setattr(scheduler, "sweep", lambda: may_work.wait(SOON_SECONDS))
+        process.start()
+        # Given ends behind work that goes on, and one that waits for its next try
+        broker.enqueue(actors.message_of(SETTLE))
+        broker.enqueue(actors.message_of(RELEASE))
+        broker.enqueue(actors.message_of(SETTLE), delay=3_600_000)
+
+        stopping = threading.Thread(target=process.stop)
+        stopping.start()
+        may_work.set()
+        stopping.join(SOON_SECONDS)
+
+        assert [scheduler.done.get_nowait() for _ in range(3)] == [
+            ("settle", SETTLE),
+            ("release", RELEASE),
+            ("settle", SETTLE),
+        ]
+
+    def test_an_end_that_fails_while_the_worker_stops_is_tried_again(
+        self, broker: EmbeddedBroker, scheduler: RecordingScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        process, tries = SchedulerWorker(broker, threads=1, sweep_seconds=3_600), Queue[SettleJob]()
+
+        def fail_twice(job: SettleJob) -> None:
+            tries.put(job)
+            if tries.qsize() < 3:
+                raise RuntimeError(SECRET)
+
+        monkeypatch.setattr(scheduler, "settle", fail_twice)
+        broker.enqueue(actors.message_of(SETTLE))
+        process.start()
+        process.stop()
+
+        assert tries.qsize() == 3
+
+    def test_an_end_that_cannot_be_recorded_does_not_keep_the_process_for_ever(
+        self,
+        broker: EmbeddedBroker,
+        scheduler: RecordingScheduler,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def fail(job: SettleJob) -> None:
+            raise RuntimeError(SECRET)
+
+        monkeypatch.setattr(scheduler, "settle", fail)
+        monkeypatch.setattr("adapters.scheduler.worker.DRAIN_SECONDS_MAX", 0.05)
+        [retries] = [one for one in broker.middleware if isinstance(one, BoundedRetries)]
+        retries.min_backoff_ms = retries.max_backoff_ms = 60_000
+        process = SchedulerWorker(broker, threads=1, sweep_seconds=3_600)
+        process.start()
+        broker.enqueue(actors.message_of(SETTLE))
+
+        process.stop()
+
+        assert "1 requests have no recorded end" in caplog.text
+
+    def test_a_drain_waits_for_no_other_queue(self, broker: EmbeddedBroker) -> None:
+        broker.enqueue(message(queue="dispatch"))
+
+        assert broker.drain("settle", seconds=SOON_SECONDS) == 0
+
+    def test_a_drain_says_how_much_is_left(self, broker: EmbeddedBroker) -> None:
+        for _ in range(2):
+            broker.enqueue(message(queue="settle"))
+        broker.enqueue(message(queue="settle"), delay=3_600_000)
+        assert broker.drain("settle", seconds=0.01) == 3
+
+        taken = next(broker.consume("settle"))
+        assert taken is not None
+        broker.consume("settle").ack(taken)
+        assert broker.drain("settle", seconds=0.01) == 2
+
+        broker.flush("settle")
+        assert broker.drain("settle", seconds=0.01) == 0
+
+    def test_what_was_refused_is_not_waited_for(self, broker: EmbeddedBroker) -> None:
+        for _ in range(3):
+            broker.enqueue(message(queue="settle"))
+        with pytest.raises(QueueIsFull):
+            broker.enqueue(message(queue="settle"))
+        broker.flush("settle")
+
+        assert broker.drain("settle", seconds=0.01) == 0
+
+
 class TestTheBrokerOfASingleProcess:
     def test_it_keeps_everything_in_memory_and_no_traceback_anywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         chosen: list[object] = []

@@ -1,0 +1,65 @@
+"""The check of a batch before its commit: what the writer refuses to make true."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from domain.errors import InvariantViolated
+from domain.eventsourced import Written
+from domain.invariants.catalogue import Violation
+from domain.invariants.transaction import TransactionCheck
+from domain.requests import InferenceRequest, RequestAdmitted
+from domain.wallet import Wallet
+
+HOLDS_CHECKED_EVERY_BATCHES = 64
+"""A wallet's open holds are added up in one batch of so many; a busy account has thousands of them."""
+
+
+class BatchCheck:
+    """Checks each batch of one writer, on every batch, between the decisions and COMMIT.
+
+    It needs no state from before the batch: what belongs together is in the batch, the admission of a request that ends
+    in it is in the request's aggregate, and the aggregates are compared with the events that made them.
+    """
+
+    def __init__(self) -> None:
+        self._transaction = TransactionCheck(_stop)
+        self._batches = 0
+
+    def check(self, written: Written) -> None:
+        """Check what one transaction is about to append.
+
+        Raises:
+            InvariantViolated: it must not be committed, and nothing after it by this process either.
+        """
+        self._batches += 1
+        transaction, touched = self._transaction, written.touched
+        versions: dict[UUID, int] = {}
+        position = written.first_position - 1
+        try:
+            for position, event in enumerate(written.events, written.first_position):
+                aggregate_id, version = event.originator_id, event.originator_version
+                if versions.get(aggregate_id, version - 1) != version - 1:
+                    _stop(Violation(14, position, str(aggregate_id), "the versions of an aggregate have a gap"))
+                versions[aggregate_id] = version
+                transaction.read(position, event)
+            transaction.close(position, lambda aggregate_id: _admission(written, aggregate_id))
+        except InvariantViolated:
+            self._transaction = TransactionCheck(_stop)
+            raise
+        for aggregate_id, version in versions.items():
+            if touched[aggregate_id].version != version:
+                _stop(Violation(14, position, str(aggregate_id), "an aggregate and its events differ in their version"))
+        if self._batches % HOLDS_CHECKED_EVERY_BATCHES == 0:
+            for wallet in written.changed(Wallet):
+                if wallet.held != sum(wallet.holds.values()):
+                    _stop(Violation(5, position, wallet.account_id, "a wallet's holds do not add up"))
+
+
+def _admission(written: Written, aggregate_id: UUID) -> RequestAdmitted | None:
+    request = written.touched.get(aggregate_id)
+    return request.admission if isinstance(request, InferenceRequest) else None
+
+
+def _stop(violation: Violation) -> None:
+    raise InvariantViolated(str(violation))
