@@ -94,10 +94,25 @@ class KeySpendReleased(DomainEvent, frozen=True, kw_only=True):
         del aggregate.holds[self.request_id]
 
 
+class KeyBudgetState(msgspec.Struct, frozen=True):
+    """A key budget's snapshot."""
+
+    key_id: str
+    period: str
+    reset: str
+    spent: int
+    holds: dict[str, int]
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(KeyBudgetState)
+
+
 class KeyBudget(Aggregate):
     """Amounts are micro-USD; ``spent`` is of ``period``, ``holds`` maps each open request to its worst case."""
 
     KIND = "KeyBudget"
+    SNAPSHOT_VERSION = 1
 
     def __init__(self, aggregate_id: UUID) -> None:
         super().__init__(aggregate_id)
@@ -111,6 +126,14 @@ class KeyBudget(Aggregate):
         twin = super().copy()
         twin.holds = dict(self.holds)
         return twin
+
+    def state(self) -> bytes:
+        return _encoder.encode(KeyBudgetState(self.key_id, self.period, self.reset, self.spent, self.holds))
+
+    def restore(self, state: bytes) -> None:
+        found = _decoder.decode(state)
+        self.key_id, self.period, self.reset = found.key_id, found.period, found.reset
+        self.spent, self.holds = found.spent, found.holds
 
     def begin(self, period: str) -> None:
         """Let a new period begin, if this one is new."""

@@ -94,6 +94,18 @@ def test_a_new_period_begins_with_nothing_spent_but_with_what_is_still_held(ledg
     assert budget_of(ledger).spent == 1_000
 
 
+def test_a_snapshot_holds_everything_that_a_budget_knows(ledger: MemoryLedger) -> None:
+    ask(ledger, 1, 3_000, "daily")
+    ask(ledger, 2, 3_000, "daily")
+    settle_one(ledger, 1, 100)
+    budget = budget_of(ledger)
+    restored = KeyBudget(budget.id)
+    restored.restore(budget.state())
+    restored.version, restored.modified_on = budget.version, budget.modified_on
+    assert vars(restored) == vars(budget)
+    assert (restored.spent, restored.held, restored.key_id) == (200, 1_000, "key")
+
+
 @pytest.mark.parametrize(
     ("reset", "period"),
     [("none", ""), ("daily", "2026-05-07"), ("weekly", "2026-05-04"), ("monthly", "2026-05-01")],
