@@ -44,7 +44,7 @@ class AnswerResponse(Response):
         """``on_used`` is told the tokens that were used, when the request has ended."""
         super().__init__()
         self._recording = recording
-        self._on_used = on_used
+        self._on_used: Callable[[int], None] | None = on_used
         self._inference = inference
         self._renderer = call.renderer
         self._is_stream = call.chat.stream
@@ -66,7 +66,7 @@ class AnswerResponse(Response):
             log.info("request %s: the consumer hung up", self._inference.request_id)
         except DarkbloomError as error:
             log.info("request %s failed: %s", self._inference.request_id, error.type)
-            self._recording.give_up()  # before the consumer can ask again
+            self._end()
             if self._committed:
                 await self._write(send, self._renderer.error(error), last=True)
             else:
@@ -76,8 +76,14 @@ class AnswerResponse(Response):
             if beat is not None:
                 beat.cancel()
             self._coordinator.switchboard.close(self._inference.request_id)
-            self._recording.give_up()
+            self._end()
+
+    def _end(self) -> None:
+        """What the consumer's next request depends on, so it comes before the last bytes of this answer."""
+        self._recording.give_up()
+        if self._on_used is not None:
             self._on_used(self._inference.tokens_used)
+        self._on_used = None
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -119,6 +125,7 @@ class AnswerResponse(Response):
             await self._recording.keep()
         except DarkbloomError as error:
             log.warning("the answer to request %s is not kept: %s", self._inference.request_id, error.type)
+        self._end()
 
     async def _start_stream(self, send: Send, started: Started) -> None:
         headers = trust_headers(started) | {
