@@ -9,8 +9,9 @@ from fastapi import FastAPI
 
 from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, models, payments
+from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
+from api.openapi import routes as openapi
 from api.providers import socket
 from api.public import transparency
 
@@ -19,17 +20,14 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    for router in (
-        chat.router,
-        models.router,
-        payments.router,
-        health.router,
-        internal.router,
-        socket.router,
-        *AUDITORS,
-    ):
+    dialects = (chat, responses, completions, messages)
+    parts = (*dialects, models, pricing, keys, payments, generations, transparency, health, openapi, internal, socket)
+    for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
-    app.include_router(transparency.router)
-    errors.install(app)
+
+    def count_wrong_credential(address: str) -> None:
+        app.state.coordinator.rate_limits.count_wrong_credential(address)
+
+    errors.install(app, count_wrong_credential)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

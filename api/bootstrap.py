@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from dramatiq import Broker
@@ -19,10 +20,13 @@ from fastapi import FastAPI
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
+from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
 from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
 from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
+from adapters.postgres.replies import StoredReplies
+from adapters.postgres.revocations import RevocationWatch
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
@@ -36,6 +40,7 @@ from adapters.settings import Settings
 from api.app import make_app
 from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
+from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
 from api.ports import Caller, UsageRow
@@ -236,6 +241,10 @@ class _Books(StoredBooks):
         rows = await super().usage(account_id, before_position=before_position, limit=limit)
         return [UsageRow(*row) for row in rows]
 
+    async def usage_of(self, account_id: str, job_id: UUID) -> UsageRow | None:
+        row = await super().usage_of(account_id, job_id)
+        return UsageRow(*row) if row else None
+
 
 def gateway_app(
     dsn: str,
@@ -268,6 +277,9 @@ def gateway_app(
                 books=_Books(partial(connection_of, pool)),
                 transparency=transparency_log(partial(connection_of, pool)),
                 credentials=_Credentials(pool),
+                keys=StoredKeys(pool),
+                replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
+                rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
                 fleet=GatewayFleet(pool, lambda: lease.gateway_id),
                 sealing=NaclSealing(),
@@ -291,11 +303,23 @@ def gateway_app(
                 await lease.end_all()
             await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
-            keeping = asyncio.create_task(lease.keep())
-            stack.callback(keeping.cancel)
+            revocations = RevocationWatch(dsn, switchboard.keys_in_use, switchboard.revoke)
+            for task in (asyncio.create_task(lease.keep()), asyncio.create_task(revocations.run())):
+                stack.callback(task.cancel)
             yield
 
     return make_app(lifespan, development=settings.development, origins=settings.cors_origins)
+
+
+def rate_limits_of(settings: Settings) -> Defaults:
+    return Defaults(
+        requests_per_second=settings.requests_per_second,
+        request_burst=settings.rate_limit_burst,
+        tokens_per_minute=settings.rate_limit_tokens_per_minute,
+        financial_per_second=settings.financial_requests_per_second,
+        financial_burst=settings.financial_rate_limit_burst,
+        wrong_credentials_per_minute=settings.wrong_credentials_max,
+    )
 
 
 def timeouts_of(settings: Settings) -> Timeouts:

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from api.consumer.attempt import MachineLink
 from api.consumer.inference import Timeouts, Tools
+from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Replies, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from api.public.ports import TransparencyLog
@@ -46,6 +47,9 @@ class Coordinator:
         books: Books,
         transparency: TransparencyLog,
         credentials: Credentials,
+        keys: Keys,
+        replies: Replies,
+        rate_limits: RateLimits,
         jobs: Jobs,
         fleet: Fleet,
         sealing: Sealing,
@@ -61,6 +65,9 @@ class Coordinator:
         self.books = books
         self.transparency = transparency
         self.credentials = credentials
+        self.keys = keys
+        self.replies = replies
+        self.rate_limits = rate_limits
         self.jobs = jobs
         self.fleet = fleet
         self.sealing = sealing

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
+from domain.keys import AccountLimits, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
 from domain.requests import RequestReleased, RequestSettled
 from domain.routing import Snapshot
@@ -16,11 +17,13 @@ R = TypeVar("R")
 
 
 class Caller(NamedTuple):
-    """Who a credential stands for. ``role`` is consumer, auditor or admin."""
+    """Who a credential stands for, and what the key may do. ``role`` is consumer, auditor or admin."""
 
     account_id: str
     key_id: str
     role: str = "consumer"
+    key: KeySettings = KeySettings()
+    account_limits: AccountLimits = AccountLimits()
 
 
 class UsageRow(NamedTuple):
@@ -44,12 +47,49 @@ class Books(Protocol):
 
     async def usage(self, account_id: str, *, before_position: int, limit: int) -> Sequence[UsageRow]: ...
 
+    async def usage_of(self, account_id: str, job_id: UUID) -> UsageRow | None:
+        """One settled request of the account."""
+        ...
+
 
 class Credentials(Protocol):
     async def find_api_key(self, token: str) -> Caller | None: ...
 
     async def find_provider_token(self, token: str) -> str | None:
         """The account that the token links a machine to."""
+        ...
+
+
+class Keys(Protocol):
+    """An account's own keys."""
+
+    async def create(self, account_id: str, settings: KeySettings) -> MadeKey:
+        """Raises Conflict when the account has as many active keys as it may have."""
+        ...
+
+    async def list_of(self, account_id: str, *, include_revoked: bool) -> Sequence[KeyEntry]: ...
+
+    async def revoke(self, account_id: str, key_or_id: str) -> bool: ...
+
+
+class ReplyClaim(Protocol):
+    """The right to answer for one idempotency key. One of both methods is called."""
+
+    async def keep(self, content: bytes) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+class Replies(Protocol):
+    async def claim(
+        self, credential: str, idempotency_key: str, target: str, body: bytes, gateway_id: UUID
+    ) -> bytes | ReplyClaim:
+        """What was kept for this key, or the claim to make it.
+
+        Raises:
+            IdempotencyConflict: the key was used with another body.
+            IdempotencyInFlight: the first request is still being answered.
+        """
         ...
 
 

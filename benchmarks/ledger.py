@@ -8,33 +8,25 @@ same rows, which decides nothing.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
-import json
 import logging
 import multiprocessing
-import secrets
 import statistics
-import tempfile
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
 
-from adapters.postgres import migrate
-from adapters.postgres.embedded import EmbeddedPostgres
 from adapters.postgres.writer import LedgerWriter
+from benchmarks.databases import arguments, scratch_database, server, show
 from benchmarks.stock_ledger import StockLedger
 from domain import ledger
 from domain.pricing import quote_for
@@ -299,29 +291,6 @@ def copy_events(dsn: str, rows: int, rounds: int) -> list[float]:
     return found
 
 
-@contextmanager
-def scratch_database(server: str) -> Generator[str, None, None]:
-    """A migrated database of its own on the server."""
-    name = f"darkbloom_benchmark_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"'.encode())
-        dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
-        try:
-            migrate.upgrade(dsn)
-            yield dsn
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-
-@contextmanager
-def server(url: str | None) -> Generator[str, None, None]:
-    if url:
-        yield url
-        return
-    with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres.start(Path(folder) / "data") as embedded:
-        yield embedded.dsn
-
-
 def measure(server_dsn: str, seconds: float, rounds: int) -> dict[str, float]:
     with scratch_database(server_dsn) as dsn:
         found = spread_and_hot(dsn, seconds, rounds)
@@ -353,20 +322,13 @@ def measure(server_dsn: str, seconds: float, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="how long each round of each load runs")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts")
-    parser.add_argument("--database-url", help="a PostgreSQL server to make scratch databases on; else an embedded one")
     options = parser.parse_args()
     logging.getLogger("adapters.postgres").setLevel(logging.ERROR)
     with server(options.database_url) as dsn:
-        figures = measure(dsn, options.seconds, options.rounds)
-    if options.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:32} {value:>12,}")
+        show(measure(dsn, options.seconds, options.rounds), as_json=options.json)
 
 
 if __name__ == "__main__":

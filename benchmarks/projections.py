@@ -7,34 +7,28 @@ process of its own, so that its memory is its own.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import logging
 import multiprocessing
 import multiprocessing.pool
 import os
 import secrets
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from adapters.postgres import migrate
-from adapters.postgres.embedded import EmbeddedPostgres
 from adapters.postgres.mapper import EventMapper
 from adapters.postgres.writer import LedgerWriter
 from benchmarks import cycles
+from benchmarks.databases import arguments, scratch_database, server, show
 from domain.ledger import Admit, Dispatch, GrantCredit, Settle
 from domain.requests import job_id_of
 from projections.balances import Balances
@@ -253,44 +247,15 @@ def peak_rss_mb() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-@contextmanager
-def server(database_url: str | None) -> Generator[str, None, None]:
-    if database_url:
-        yield database_url
-        return
-    with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres.start(Path(folder) / "data") as embedded:
-        yield embedded.dsn
-
-
-@contextmanager
-def scratch_database(server_dsn: str) -> Generator[str, None, None]:
-    name = f"darkbloom_bench_{secrets.token_hex(4)}"
-    with psycopg.connect(server_dsn, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"'.encode())
-        try:
-            dsn = urlsplit(server_dsn)._replace(path=f"/{name}").geturl()
-            migrate.upgrade(dsn)
-            yield dsn
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = arguments(__doc__)
     parser.add_argument("--events", type=int, default=600_000, help="length of the log that is rebuilt")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long the busy writer writes")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of reading the log, of which the median counts")
-    parser.add_argument("--database-url", help="a PostgreSQL server to make scratch databases on; else an embedded one")
     options = parser.parse_args()
     logging.getLogger("adapters.postgres").setLevel(logging.ERROR)
     with server(options.database_url) as dsn:
-        figures = measure(dsn, options.events, options.seconds, options.rounds)
-    if options.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:36} {value:>14,}")
+        show(measure(dsn, options.events, options.seconds, options.rounds), as_json=options.json)
 
 
 if __name__ == "__main__":

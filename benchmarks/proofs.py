@@ -6,21 +6,16 @@ own. Baseline: SHA-256 over the same leaves and nothing else, the ceiling of any
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import json
-import os
 import random
-import secrets
 import statistics
 import struct
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +23,9 @@ import psycopg
 
 from adapters.crypto.notary import KeyFileNotary
 from adapters.postgres import migrate
-from adapters.postgres.embedded import EmbeddedPostgres
 from api.public import proving
 from api.public.ports import TransparencyLog
+from benchmarks.databases import arguments, scratch_database, server, show
 from domain.transparency import audit, checkpoint, export, note
 from projections import checkpoints, transparency
 from projections.checkpoints import StoredCheckpoints
@@ -160,32 +155,12 @@ def _measure(dsn: str, count: int) -> dict[str, float]:
     return report | asyncio.run(_prove(dsn, count)) | {"verified_events_per_second": round(_verify(dsn, count))}
 
 
-@contextmanager
-def _database(server: str) -> Generator[str, None, None]:
-    """A database of its own on a server, or on an embedded one that is started for it."""
-    if not server:
-        with tempfile.TemporaryDirectory(prefix="darkbloom-bench-") as folder:
-            with EmbeddedPostgres.start(Path(folder) / "data") as embedded:
-                yield embedded.dsn
-        return
-    name = f"darkbloom_bench_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        try:
-            yield server.rpartition("/")[0] + f"/{name}"
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = arguments(__doc__)
     parser.add_argument("--leaves", type=int, default=1_000_000)
     options = parser.parse_args()
-    with _database(os.environ.get("DARKBLOOM_DATABASE_URL", "")) as dsn:
-        report = _measure(dsn, options.leaves)
-    lines = [json.dumps(report)] if options.json else [f"{name:<36} {value}" for name, value in report.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    with server(options.database_url) as server_dsn, scratch_database(server_dsn) as dsn:
+        show(_measure(dsn, options.leaves), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,10 @@ class Catalog:
     def get(self, model_id: str) -> CatalogModel | None:
         return self._models.get(model_id)
 
+    def active(self) -> list[CatalogModel]:
+        """All listed models, in order of their ids."""
+        return [self._models[model_id] for model_id in sorted(self._models)]
+
     def unlisted(self, model_id: str, context_length: int) -> CatalogModel:
         """A stand-in entry for a model that only its machines describe."""
         bound = context_length or 8_192

@@ -13,11 +13,12 @@ from uuid import UUID
 
 import msgspec
 
-from domain import journal
+from domain import journal, key_budgets
 from domain.accounts import Account, AccountOpened
 from domain.errors import Conflict, InsufficientFunds, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, DomainEvent, Ref, ref
 from domain.journal import JournalEntry, JournalEntryPosted, Posting
+from domain.key_budgets import KeyBudget, KeyLimit
 from domain.machines import (
     MachineLinked,
     MachineRegistered,
@@ -160,12 +161,13 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     """Hold the most that a request can cost, before any work is done for it.
 
     Raises:
-        InsufficientFunds: the balance is below the hold. Nothing is recorded.
+        InsufficientFunds: the balance is below the hold, or the key's own limit is. Nothing is recorded.
     """
 
     request_id: UUID
     account_id: str
     key_id: str
+    key_limit: KeyLimit | None = None
     gateway_id: str
     model: str
     prompt_estimate: int
@@ -179,7 +181,8 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
 
     def needs(self) -> Sequence[Ref]:
-        return ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+        request, wallet = ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+        return request, wallet, ref(KeyBudget, self.key_id)  # its end needs the budget, so that it is in memory then
 
     def decide(self, unit: Unit) -> RequestAdmitted:
         request = unit.get(InferenceRequest, str(self.request_id))
@@ -189,6 +192,8 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         reserved = self.reserved_micro_usd
         if wallet.balance < reserved:
             raise InsufficientFunds
+        if self.key_limit is not None:
+            key_budgets.hold(unit, self.key_id, str(self.request_id), reserved, self.key_limit)
         unit.record(
             wallet,
             HoldPlaced,
@@ -286,9 +291,11 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             raise Conflict("counts of tokens are never below zero")
         # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
+        budget = unit.get(KeyBudget, admission.key_id)
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
         self._move_money(unit, settled, payee)
+        key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
         return settled
 
     def _record_completion(
@@ -402,7 +409,9 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
             return request.end
         if request.admission is None or request.admission.account_id != self.account_id:
             raise UnknownRequest
+        budget = unit.get(KeyBudget, request.admission.key_id)
         _record_failures(unit, request, self.failures)
+        key_budgets.release(unit, budget, str(self.request_id))
         unit.record(
             unit.get(Wallet, self.account_id),
             HoldReleased,

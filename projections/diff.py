@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import zip_longest
+from multiprocessing import get_context
 
 import msgspec
 import psycopg
@@ -92,7 +94,8 @@ def replay_and_compare(
 
 
 class Replays:
-    """Replays against one database, for whoever asks over HTTP."""
+    """Replays against one database, for whoever asks over HTTP. Each runs in a process of its own, because it would
+    take the processor from everything else in this one."""
 
     names: Sequence[str] = tuple(READ_MODELS)
 
@@ -100,7 +103,8 @@ class Replays:
         self._dsn = dsn
 
     def replay(self, projections: Sequence[str], to_position: int | None) -> list[Compared]:
-        return replay_and_compare(self._dsn, projections, to_position=to_position)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            return apart.submit(replay_and_compare, self._dsn, projections, to_position=to_position).result()
 
 
 def _make_temporary(connection: Connection, projections: Sequence[Projection]) -> None:

@@ -67,15 +67,90 @@ EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE po
 # --- credentials -----------------------------------------------------------------------------------------------------
 
 INSERT_API_KEY = """
-INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
-FIND_API_KEY = "SELECT account_id, key_id, role FROM api_keys WHERE key_hash = %s AND revoked_at IS NULL"
+FIND_API_KEY = """
+SELECT k.account_id, k.key_id, k.role, k.scopes, k.spend_limit_micro_usd, k.spend_reset,
+       k.requests_per_minute, k.tokens_per_minute, a.requests_per_second, a.request_burst, a.tokens_per_minute,
+       k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute' AS use_is_news
+FROM api_keys k LEFT JOIN account_limits a USING (account_id)
+WHERE k.key_hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
+"""An active key with its own limits and its account's."""
+
+NOTE_KEY_USE = """
+UPDATE api_keys SET last_used_at = now() WHERE key_id IN (
+    SELECT key_id FROM api_keys WHERE key_id = %s
+        AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute') FOR NO KEY UPDATE SKIP LOCKED)
+"""
+"""Note that a key was used; of many requests at once one writes and none waits."""
+
 REVOKE_API_KEY = """
-UPDATE api_keys SET revoked_at = now()
-WHERE (key_id = %s OR key_hash = %s) AND revoked_at IS NULL RETURNING key_id
+WITH revoked AS (
+    UPDATE api_keys SET revoked_at = now()
+    WHERE (key_id = %(key)s OR key_hash = %(key_hash)s) AND revoked_at IS NULL
+        AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s)
+    RETURNING key_id
+)
+SELECT key_id, pg_notify('keys_revoked', key_id) FROM revoked
 """
+"""Revoke a key of an account, or of any; gateways that serve requests of it hear of it at the commit."""
+CREATE_API_KEY = """
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, scopes, expires_at, spend_limit_micro_usd,
+                      spend_reset, requests_per_minute, tokens_per_minute)
+SELECT %(key_hash)s, %(key_id)s, %(label)s, %(name)s, %(account_id)s, %(scopes)s, %(expires_at)s,
+       %(spend_limit_micro_usd)s, %(spend_reset)s, %(requests_per_minute)s, %(tokens_per_minute)s
+WHERE (SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL
+       AND (expires_at IS NULL OR expires_at > now())) < %(keys_max)s
+RETURNING created_at
+"""
+"""A new key; no row comes back when the account has as many active ones as it may have."""
+
+LOCK_ACCOUNT_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended('api_keys:' || %s, 0))"
+"""One creation at a time for an account, so that its keys can be counted."""
+
+ACCOUNT_KEYS = """
+SELECT key_id, label, name, scopes, expires_at, spend_limit_micro_usd, spend_reset, requests_per_minute,
+       tokens_per_minute, created_at, last_used_at, revoked_at FROM api_keys
+WHERE account_id = %(account_id)s
+    AND (%(include_revoked)s OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())))
+ORDER BY created_at DESC, key_id LIMIT 1000
+"""
+REVOKED_AMONG = "SELECT key_id FROM api_keys WHERE key_id = ANY(%s) AND revoked_at IS NOT NULL"
+
+SET_ACCOUNT_LIMITS = """
+INSERT INTO account_limits (account_id, requests_per_second, request_burst, tokens_per_minute) VALUES (%s, %s, %s, %s)
+ON CONFLICT (account_id) DO UPDATE SET requests_per_second = excluded.requests_per_second,
+    request_burst = excluded.request_burst, tokens_per_minute = excluded.tokens_per_minute
+"""
+
 INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id) VALUES (%s, %s)"
 FIND_PROVIDER_TOKEN = "SELECT account_id FROM provider_tokens WHERE token_hash = %s AND revoked_at IS NULL"
+
+# --- replies to requests that carry an idempotency key --------------------------------------------------------------
+
+CLAIM_REPLY = """
+INSERT INTO replies (name, fingerprint, claim_id, gateway_id, expires_at)
+VALUES (%(name)s, %(fingerprint)s, %(claim_id)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s))
+ON CONFLICT (name) DO UPDATE SET fingerprint = excluded.fingerprint, claim_id = excluded.claim_id,
+    gateway_id = excluded.gateway_id, expires_at = excluded.expires_at, sealed = NULL
+WHERE replies.expires_at < now() OR (replies.sealed IS NULL AND NOT EXISTS (
+    SELECT FROM gateways g WHERE g.gateway_id = replies.gateway_id AND g.lease_until > now()))
+RETURNING claim_id
+"""
+"""Be the first to use a key. What a dead gateway began does not count, nor what is past its time."""
+
+FIND_REPLY = "SELECT fingerprint, sealed FROM replies WHERE name = %s"
+
+KEEP_REPLY = """
+WITH old AS (DELETE FROM replies WHERE name IN (SELECT name FROM replies WHERE expires_at < now() LIMIT 100))
+UPDATE replies SET sealed = %(sealed)s, expires_at = now() + make_interval(secs => %(seconds)s)
+WHERE name = %(name)s AND claim_id = %(claim_id)s
+"""
+"""Keep a reply for a while, and forget some that are past theirs."""
+
+DROP_REPLY = "DELETE FROM replies WHERE name = %(name)s AND claim_id = %(claim_id)s AND sealed IS NULL"
 
 # --- auditors --------------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ def admit_command(
         request_id=request_id,
         account_id=caller.account_id,
         key_id=caller.key_id,
+        key_limit=caller.key.spend_limit,
         gateway_id=str(gateway_id),
         model=model.id,
         prompt_estimate=bounds.prompt_estimate,

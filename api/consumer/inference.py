@@ -17,11 +17,12 @@ from uuid import UUID
 from api.consumer.admission import Bounds, completion_bound
 from api.consumer.answers import Whole
 from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Attempt, AttemptFailed, Delta, MachineLink, Started
-from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, MachineLost
+from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, KeyRevoked, MachineLost
 from api.ports import Fleet, Jobs, Sealing
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
 from domain.errors import (
     AttemptTimedOut,
+    AuthenticationFailed,
     DarkbloomError,
     InvalidRequest,
     ModelNotAvailable,
@@ -52,11 +53,12 @@ class Timeouts(NamedTuple):
 
 class Finished(NamedTuple):
     """The machine's last word, after the money moved. ``usage`` is what was charged, or, while that is not known yet,
-    what the machine says."""
+    what the machine says; ``cost_micro_usd`` is None then."""
 
     usage: Usage
     response_hash: str
     se_signature: str
+    cost_micro_usd: int | None = None
 
 
 Event = Started | Delta | Whole | Finished
@@ -66,8 +68,19 @@ class Consumed(Exception):
     """The consumer hung up, so nobody waits for an answer any more."""
 
 
-class _GatewayStops(Exception):
-    """This gateway cannot go on."""
+class _Stopped(Exception):
+    """The request cannot go on: what its consumer is told, and the reason of its release."""
+
+    def __init__(self, error: DarkbloomError, reason: str) -> None:
+        super().__init__(reason)
+        self.error = error
+        self.reason = reason
+
+
+_STOPS = {
+    KeyRevoked: (AuthenticationFailed, "This API key was revoked; what was delivered before is charged.", "cancelled"),
+    Aborted: (ServiceUnavailable, "This gateway is stopping; nothing was charged, try again.", "failed"),
+}
 
 
 class Tools(NamedTuple):
@@ -83,7 +96,10 @@ class Tools(NamedTuple):
 
 
 class Inference:
-    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards."""
+    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards.
+
+    ``tokens_used`` is what it was charged for, also when its consumer left in the middle of the answer.
+    """
 
     def __init__(
         self,
@@ -101,6 +117,7 @@ class Inference:
         timing_us: dict[str, int],
     ) -> None:
         self.request_id = request_id
+        self.tokens_used = 0
         self._account_id = account_id
         self._model = model
         self._size_gb = size_gb
@@ -144,6 +161,9 @@ class Inference:
         except ModelNotAvailable:
             reason = "rejected"
             raise
+        except _Stopped as stopped:
+            reason = stopped.reason
+            raise stopped.error from None
         finally:
             # Also reached when the surrounding task is cancelled or a bug shows up: no hold may be left behind.
             if not self._ended:
@@ -240,7 +260,7 @@ class Inference:
                         yield await self._settle(attempt, item)
                     else:
                         yield item
-        except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _GatewayStops) as problem:
+        except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _Stopped) as problem:
             at_work = False
             await attempt.cancel()
             raise await self._consequence(attempt, problem) from None
@@ -250,11 +270,10 @@ class Inference:
 
     async def _consequence(self, attempt: Attempt, problem: Exception) -> Exception:
         """What the end of an attempt means for the request: another try, an error, or the end of a conversation."""
-        if isinstance(problem, _GatewayStops):
-            return ServiceUnavailable("This gateway is stopping; nothing was charged, try again.")
-        if isinstance(problem, Consumed | InboxOverflow) and attempt.started:
+        key_revoked = isinstance(problem, _Stopped) and problem.reason == "cancelled"
+        if attempt.started and (key_revoked or isinstance(problem, Consumed | InboxOverflow)):
             await self._settle_what_was_delivered(attempt)
-        if isinstance(problem, Consumed):
+        if isinstance(problem, Consumed | _Stopped):
             return problem
         if isinstance(problem, InboxOverflow) and attempt.started:
             return AttemptTimedOut("The answer was not read as fast as it came; what was delivered is charged.")
@@ -274,8 +293,9 @@ class Inference:
         item: Item = await self._inbox.get(seconds)
         if isinstance(item, ConsumerGone):
             raise Consumed
-        if isinstance(item, Aborted):
-            raise _GatewayStops
+        if isinstance(item, KeyRevoked | Aborted):
+            error, message, reason = _STOPS[type(item)]
+            raise _Stopped(error(message), reason)
         return item
 
     async def _next_in_time(self, patience_seconds: float, started: bool) -> Any:
@@ -331,12 +351,13 @@ class Inference:
             completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
         )
         settled = await self._end(job)
-        usage = complete.usage
+        usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage = Usage(settled.prompt_tokens, settled.completion_tokens)
+            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
-        return Finished(usage, complete.response_hash, complete.se_signature)
+        self.tokens_used = usage.prompt_tokens + usage.completion_tokens
+        return Finished(usage, complete.response_hash, complete.se_signature, cost)
 
     async def _release(self, reason: str) -> None:
         await self._end(

@@ -15,6 +15,7 @@ from domain.accounts import AccountOpened
 from domain.eventsourced import DomainEvent
 from domain.invariants.catalogue import Report, Violation
 from domain.journal import BUCKET_CODES, CHART, JournalEntryPosted
+from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
 from domain.requests import (
     JobCompleted,
@@ -43,6 +44,9 @@ WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
         JobDispatched,
         JobFailed,
         UsageClaimClamped,
+        KeySpendHeld,
+        KeySpendCaptured,
+        KeySpendReleased,
         MachineRegistered,
         MachineLinked,
         ProviderSessionOpened,
