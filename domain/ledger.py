@@ -159,6 +159,8 @@ class GrantCredit(Operation[Balance], frozen=True, kw_only=True):
 class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     """Hold the most that a request can cost, before any work is done for it.
 
+    With ``self_route`` only machines of the same account may serve it, which costs nothing, so nothing is held.
+
     Raises:
         InsufficientFunds: the balance is below the hold. Nothing is recorded.
     """
@@ -173,9 +175,12 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     output_bound: int
     quote: Quote
     expires_at: datetime
+    self_route: bool = False
 
     @property
     def reserved_micro_usd(self) -> int:
+        if self.self_route:
+            return 0
         return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
 
     def needs(self) -> Sequence[Ref]:
@@ -189,15 +194,16 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         reserved = self.reserved_micro_usd
         if wallet.balance < reserved:
             raise InsufficientFunds
-        unit.record(
-            wallet,
-            HoldPlaced,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            amount=reserved,
-            expires_at=self.expires_at,
-            purpose="inference",
-        )
+        if not self.self_route:
+            unit.record(
+                wallet,
+                HoldPlaced,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                amount=reserved,
+                expires_at=self.expires_at,
+                purpose="inference",
+            )
         unit.record(
             request,
             RequestAdmitted,
@@ -211,7 +217,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             output_bound=self.output_bound,
             reserved=reserved,
             quote=self.quote,
-            self_route=False,
+            self_route=self.self_route,
             expires_at=self.expires_at,
         )
         return cast("RequestAdmitted", request.admission)
@@ -240,6 +246,8 @@ class Dispatch(Operation[bool], frozen=True, kw_only=True):
             raise UnknownRequest
         if request.end is not None:
             return False
+        if request.admission.self_route and self.provider_account_id != request.admission.account_id:
+            raise Conflict("a request that is restricted to one's own machines goes to no other")
         _record_failures(unit, request, self.failures)
         job_id = str(job_id_of(self.request_id, self.attempt))
         if job_id not in request.jobs:
@@ -288,7 +296,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
-        self._move_money(unit, settled, payee)
+        if not admission.self_route:
+            self._move_money(unit, settled, payee)
         return settled
 
     def _record_completion(
@@ -403,14 +412,15 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
         if request.admission is None or request.admission.account_id != self.account_id:
             raise UnknownRequest
         _record_failures(unit, request, self.failures)
-        unit.record(
-            unit.get(Wallet, self.account_id),
-            HoldReleased,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            released=request.admission.reserved,
-            reason=self.reason,
-        )
+        if not request.admission.self_route:
+            unit.record(
+                unit.get(Wallet, self.account_id),
+                HoldReleased,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                released=request.admission.reserved,
+                reason=self.reason,
+            )
         unit.record(
             request,
             RequestReleased,
