@@ -199,7 +199,7 @@ CROSS JOIN LATERAL (
     WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
         AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
         AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
-    ORDER BY m.short_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 32
+    ORDER BY m.short_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
 ) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
 """
 """Of each trust level the machines that an index puts first for a short request, with what is in flight on each and
@@ -213,7 +213,7 @@ CROSS JOIN LATERAL (
     WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
         AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
         AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
-    ORDER BY m.usual_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 32
+    ORDER BY m.usual_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
 ) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
 """
 """The same for a request of the usual size."""
@@ -226,7 +226,7 @@ CROSS JOIN LATERAL (
     WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
         AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
         AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
-    ORDER BY m.long_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 32
+    ORDER BY m.long_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
 ) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
 """
 """The same for a long one."""

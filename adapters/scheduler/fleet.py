@@ -22,7 +22,7 @@ from domain.routing.gates import kv_gb
 
 AttemptHasSlot = psycopg.errors.UniqueViolation
 
-NARROWED_MAX = 32
+NARROWED_MAX = 24
 """How many machines of a trust level the index gives back; the statements say the same."""
 
 DEMAND_NOTED_SECONDS = 10.0
@@ -75,7 +75,7 @@ class SchedulerFleet:
             "room_gb": kv_gb(demand.prompt_tokens + demand.output_tokens, policy) if demand.size_gb > 0 else -1e6,
         }
         with self._pool.connection() as connection:
-            found = _candidates(connection.execute(_CHEAPEST[shape_of(demand, policy)], wanted, prepare=True))
+            found = _candidates(connection.execute(_CHEAPEST[shape_of(demand, policy)], wanted, prepare=True, binary=True))
         return Narrowed(found, complete=len(found) < NARROWED_MAX)
 
     def machines_for(
@@ -96,7 +96,7 @@ class SchedulerFleet:
             "session_id": session_id,
         }
         with self._pool.connection() as connection:
-            return _candidates(connection.execute(sql.MACHINES_FOR, wanted))
+            return _candidates(connection.execute(sql.MACHINES_FOR, wanted, prepare=False, binary=True))
 
     def supply(self, demand: Demand, policy: Policy, gateway_id: UUID | None) -> Supply:
         wanted = {
@@ -107,7 +107,7 @@ class SchedulerFleet:
             "allowed": list(demand.constraints.allowed) or None,
         }
         with self._pool.connection() as connection:
-            row = connection.execute(sql.MODEL_SUPPLY, wanted).fetchone()
+            row = connection.execute(sql.MODEL_SUPPLY, wanted, prepare=False).fetchone()
             assert row is not None
             return Supply(*row)
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from random import Random
 from typing import Any
-from uuid import UUID
 
-import msgspec
 from psycopg_pool import ConnectionPool
 
 from adapters.postgres import sql
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import GatewayUnreachable, Mailbox
+from adapters.scheduler.decision import Decision
 from adapters.scheduler.fleet import AttemptHasSlot, Place, SchedulerFleet
 from domain import ledger
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
@@ -31,7 +30,6 @@ from domain.routing import (
     Choice,
     Demand,
     Policy,
-    choose,
     describe,
     expected_wait_seconds,
     retry_after_seconds,
@@ -59,19 +57,16 @@ class Scheduler:
         random: Random,
         relayed: bool = False,
     ) -> None:
-        """``relayed`` says that gateways carry requests for each other, so that every machine is a candidate."""
         self.fleet = SchedulerFleet(pool)
         self._writer = writer
         self._pool = pool
         self._mailbox = mailbox
-        self._policy = policy
         self._resend = resend
         self._fee_percent = fee_percent
         self._queue_depth_max = queue_depth_max
         self._claim_seconds = claim_seconds
         self._lease_grace_seconds = lease_grace_seconds
-        self._random = random
-        self._relayed = relayed
+        self._decision = Decision(self.fleet, policy, random, relayed=relayed)
 
     # --- dispatch ------------------------------------------------------------------------------------------------
 
@@ -96,9 +91,9 @@ class Scheduler:
             self.fleet.release(job.request_id, job.attempt)
 
     def _claim(self, job: DispatchJob) -> Candidate | None:
-        full: set[str] = set()
+        demand, full = demand_of(job), set[str]()
         for _ in range(CLAIM_TRIES_MAX):
-            choice = self._choose(job, full)
+            choice = self._decision.choose(demand, job.reply_to, passed_over=full)
             if choice is None:
                 return self._claimed_before(job)
             session_id = choice.candidate.snapshot.session_id
@@ -114,38 +109,6 @@ class Scheduler:
                 continue
             full.add(session_id)
         return None
-
-    def _choose(self, job: DispatchJob, passed_over: Collection[str]) -> Choice | None:
-        """The best machine, of those that an index puts first unless the request can only use a few."""
-        asked = job.constraints
-        demand = demand_of(job)
-
-        def choice_of(candidates: list[Candidate], demand: Demand = demand) -> Choice | None:
-            return choose(candidates, demand, self._policy, self._random, now=time.time(), passed_over=passed_over)
-
-        def machines(account_id: str = asked.only_account) -> list[Candidate]:
-            reachable = self._reachable_from(job.reply_to)
-            return self.fleet.machines_for(job.model, reachable, account_id=account_id, allowed=asked.allowed)
-
-        choice = choice_of(machines(asked.preferred_account)) if asked.preferred_account else None
-        if choice is None and (asked.allowed or asked.only_account):
-            choice = choice_of(machines())
-        elif choice is None:
-            narrowed = self.fleet.cheapest(demand, self._policy, self._reachable_from(job.reply_to))
-            choice = choice_of(narrowed.candidates)
-            if choice is None and not narrowed.complete:
-                choice = choice_of(machines())
-        if choice is None and self._nobody_is_healthy(job, demand):
-            choice = choice_of(machines(), msgspec.structs.replace(demand, nobody_else=True))
-        return choice
-
-    def _nobody_is_healthy(self, job: DispatchJob, demand: Demand) -> bool:
-        supply = self.fleet.supply(demand, self._policy, self._reachable_from(job.reply_to))
-        return supply.machines > 0 and supply.healthy == 0
-
-    def _reachable_from(self, gateway_id: UUID) -> UUID | None:
-        """Whose machines a request can use: its gateway's, or None for those of all."""
-        return None if self._relayed else gateway_id
 
     def _explain(self, job: DispatchJob, choice: Choice) -> None:
         if log.isEnabledFor(logging.DEBUG):
@@ -175,7 +138,7 @@ class Scheduler:
 
     def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
         """What to expect; a request that has only just come is told at once when its wait is hopeless."""
-        supply = self.fleet.supply(demand_of(job), self._policy, self._reachable_from(job.reply_to))
+        supply = self._decision.supply(demand_of(job), job.reply_to)
         wait_seconds = expected_wait_seconds(place.position, supply.slots, supply.slot_seconds)
         if place.taken_now and wait_seconds is not None and wait_seconds > seconds_left:
             self.fleet.leave_queue(job.request_id)
