@@ -11,7 +11,7 @@ from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, models, payments
 from api.edge import Edge
-from api.providers import socket
+from api.providers import socket, standing
 from api.public import transparency
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -23,6 +23,7 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
         chat.router,
         models.router,
         payments.router,
+        standing.router,
         health.router,
         internal.router,
         socket.router,

@@ -75,7 +75,9 @@ class SchedulerFleet:
             "room_gb": kv_gb(demand.prompt_tokens + demand.output_tokens, policy) if demand.size_gb > 0 else -1e6,
         }
         with self._pool.connection() as connection:
-            found = _candidates(connection.execute(_CHEAPEST[shape_of(demand, policy)], wanted, prepare=True, binary=True))
+            found = _candidates(
+                connection.execute(_CHEAPEST[shape_of(demand, policy)], wanted, prepare=True, binary=True)
+            )
         return Narrowed(found, complete=len(found) < NARROWED_MAX)
 
     def machines_for(

@@ -417,7 +417,8 @@ class ProviderSession:
 
     async def _judge(self, snapshot: Snapshot, standing: Standing) -> None:
         status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
-        reason = " | ".join(filter(None, (standing.advice(), self._untrusted)))
+        causes = [*standing.advice(), *filter(None, (self._untrusted,))]
+        reason = protocol.REASON_SEPARATOR.join(causes)
         verdict = TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
         if verdict != self._verdict:
             await self._tell(verdict)

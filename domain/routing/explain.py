@@ -72,14 +72,13 @@ class Standing(msgspec.Struct, frozen=True):
             PASSING.issuperset(one.reasons) for one in self.models if one.model == model
         )
 
-    def advice(self) -> str:
+    def advice(self) -> list[str]:
         """What the machine's operator should know, a sentence a reason; empty when there is nothing to do.
 
         That every slot is taken is no news: it comes and goes with each request.
         """
         said = [sentence_of(reason) for reason in self.reasons if reason is not Reason.FULL]
-        said += [f"{one.model}: {sentence_of(reason)}" for one in self.models for reason in one.reasons]
-        return " | ".join(said)
+        return said + [f"{one.model}: {sentence_of(reason)}" for one in self.models for reason in one.reasons]
 
 
 def sentence_of(reason: Reason) -> str:
