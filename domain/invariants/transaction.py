@@ -202,6 +202,8 @@ class TransactionCheck:
             elif _holds_nothing(admission):
                 if resolved is not None:
                     self._say(5, request_id, "a request without a hold resolved one")
+            elif admission is None and resolved is None:
+                pass  # admitted before this part of the log, where it may have held nothing
             elif not isinstance(resolved, HoldReleased) or resolved.account_id != end.account_id:
                 self._say(5, request_id, "a released request left its hold")
             elif admission is not None and resolved.released != admission.reserved:
@@ -225,7 +227,7 @@ class TransactionCheck:
         admission: RequestAdmitted | None,
     ) -> None:
         job_id, cost = settled.job_id, settled.cost
-        if _holds_nothing(admission):
+        if _holds_nothing(admission) or (admission is None and capture is None and settled.reserved == 0):
             if capture is not None or not settled.free:
                 self._say(5, settled.request_id, "a request without a hold was not served for free")
         elif (
