@@ -157,14 +157,16 @@ WITH told AS (
     RETURNING session_id, machine_id, capacity, routable, busy, xmax = 0 AS is_new
 ), offered AS (
     INSERT INTO fleet_models (session_id, model, gateway_id, trust, routable, capacity, busy, requests_model,
-                              output_tokens_model, short_ms, usual_ms, long_ms, queue_ms, in_flight, room_gb,
-                              put_aside_until)
+                              output_tokens_model, short_ms, usual_ms, long_ms, reading_ms, queue_ms, in_flight,
+                              room_gb, put_aside_until)
     SELECT k.session_id, m.model, t.gateway_id, t.trust, m.routable, k.capacity, k.busy, c.requests, c.output_tokens,
-           m.short_ms, m.usual_ms, m.long_ms, m.queue_ms, m.in_flight, m.room_gb, to_timestamp(m.put_aside_until)
+           m.short_ms, m.usual_ms, m.long_ms, m.reading_ms, m.queue_ms, m.in_flight, m.room_gb,
+           to_timestamp(m.put_aside_until)
     FROM unnest(%(model_sessions)s::uuid[], %(models)s::text[], %(model_routables)s::boolean[], %(short_ms)s::real[],
-                %(usual_ms)s::real[], %(long_ms)s::real[], %(queue_ms)s::real[], %(in_flight)s::int[],
-                %(room_gb)s::real[], %(put_aside_until)s::float8[])
-         AS m (session_id, model, routable, short_ms, usual_ms, long_ms, queue_ms, in_flight, room_gb, put_aside_until)
+                %(usual_ms)s::real[], %(long_ms)s::real[], %(reading_ms)s::real[], %(queue_ms)s::real[],
+                %(in_flight)s::int[], %(room_gb)s::real[], %(put_aside_until)s::float8[])
+         AS m (session_id, model, routable, short_ms, usual_ms, long_ms, reading_ms, queue_ms, in_flight, room_gb,
+               put_aside_until)
     JOIN kept k USING (session_id) JOIN told t USING (session_id)
     CROSS JOIN LATERAL (
         SELECT count(*) AS requests, coalesce(sum(output_tokens), 0) AS output_tokens
@@ -173,6 +175,7 @@ WITH told AS (
     ON CONFLICT (session_id, model) DO UPDATE SET gateway_id = excluded.gateway_id, trust = excluded.trust,
         routable = excluded.routable, capacity = excluded.capacity, busy = excluded.busy,
         short_ms = excluded.short_ms, usual_ms = excluded.usual_ms, long_ms = excluded.long_ms,
+        reading_ms = excluded.reading_ms,
         queue_ms = excluded.queue_ms, in_flight = excluded.in_flight, room_gb = excluded.room_gb,
         put_aside_until = excluded.put_aside_until,
         (requests_model, output_tokens_model) = (
@@ -230,6 +233,19 @@ CROSS JOIN LATERAL (
 ) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
 """
 """The same for a long one."""
+
+CHEAPEST_FOR_READING = """
+SELECT f.snapshot, c.busy, c.requests_model, c.output_tokens_model, h.health
+FROM unnest(%(trusts)s::smallint[]) AS wanted (trust)
+CROSS JOIN LATERAL (
+    SELECT m.session_id, m.busy, m.requests_model, m.output_tokens_model FROM fleet_models m
+    WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
+        AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+        AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
+    ORDER BY m.reading_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
+) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
+"""
+"""The same for a long prompt with a short answer."""
 
 MACHINES_FOR = """
 SELECT f.snapshot, m.busy, m.requests_model, m.output_tokens_model, h.health
@@ -360,7 +376,7 @@ ON CONFLICT (model) DO UPDATE SET asked_at = excluded.asked_at
 """
 NOTE_SLOT_SECONDS = """
 INSERT INTO model_demand (model, slot_seconds)
-SELECT * FROM unnest(%s::text[], %s::float8[])
+SELECT * FROM unnest(%s::text[], %s::float8[]) AS took (model, seconds) ORDER BY model
 ON CONFLICT (model) DO UPDATE
 SET slot_seconds = coalesce(model_demand.slot_seconds * 0.8 + excluded.slot_seconds * 0.2, excluded.slot_seconds)
 """
@@ -374,7 +390,7 @@ LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, account_id, model, gateway_id, turn, deadline, message)
 SELECT %(request_id)s, %(attempt)s, %(account_id)s, %(model)s, %(gateway_id)s,
-       1 + coalesce((SELECT min(turn) FROM waiters WHERE model = %(model)s AND deadline > now()), 0)
+       1 + coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
          + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
          + (SELECT count(*) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
        now() + make_interval(secs => %(seconds)s), %(message)s
@@ -405,12 +421,15 @@ WITH lines AS (
 ), woken AS (
     UPDATE waiters w SET woken_at = now() FROM next n
     WHERE w.request_id = n.request_id AND w.attempt = n.attempt
-    RETURNING w.message, n.place, w.enqueued_at
+    RETURNING w.message, w.model, w.turn, n.place, w.enqueued_at
+), reached AS (
+    INSERT INTO model_demand (model, turn) SELECT model, max(turn) FROM woken GROUP BY model ORDER BY model
+    ON CONFLICT (model) DO UPDATE SET turn = greatest(model_demand.turn, excluded.turn)
 )
 SELECT message FROM woken ORDER BY place, enqueued_at
 """
 """Wake the requests whose turn it is, of one gateway or of all: the first of each model's queue, the oldest of those
-first. They keep their place until they are dispatched."""
+first. They keep their place until they are dispatched; new ones queue up behind the turn that was reached."""
 
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 

@@ -27,7 +27,7 @@ NARROWED_MAX = 24
 
 DEMAND_NOTED_SECONDS = 10.0
 
-_CHEAPEST = (sql.CHEAPEST_FOR_SHORT, sql.CHEAPEST_FOR_USUAL, sql.CHEAPEST_FOR_LONG)
+_CHEAPEST = (sql.CHEAPEST_FOR_SHORT, sql.CHEAPEST_FOR_USUAL, sql.CHEAPEST_FOR_LONG, sql.CHEAPEST_FOR_READING)
 _snapshot = msgspec.json.Decoder(Snapshot)
 _health = msgspec.json.Decoder(Health)
 _job = msgspec.json.Decoder(DispatchJob)
@@ -75,9 +75,7 @@ class SchedulerFleet:
             "room_gb": kv_gb(demand.prompt_tokens + demand.output_tokens, policy) if demand.size_gb > 0 else -1e6,
         }
         with self._pool.connection() as connection:
-            found = _candidates(
-                connection.execute(_CHEAPEST[shape_of(demand, policy)], wanted, prepare=True, binary=True)
-            )
+            found = _candidates(connection.execute(_CHEAPEST[shape_of(demand)], wanted, prepare=True, binary=True))
         return Narrowed(found, complete=len(found) < NARROWED_MAX)
 
     def machines_for(

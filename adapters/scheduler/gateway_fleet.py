@@ -26,6 +26,7 @@ from domain.routing import (
     Load,
     Observation,
     Policy,
+    Rank,
     Snapshot,
     observe,
     rank_of,
@@ -258,8 +259,7 @@ class GatewayFleet:
             for model in snapshot.models:
                 rank = rank_of(Candidate(snapshot, health=health), model, self._size_of(model) or 0.0, self._policy)
                 rows.append((snapshot.session_id, model, one.serves(model), *rank, health.put_aside_until))
-        names = ("model_sessions", "models", "model_routables", "short_ms", "usual_ms", "long_ms", "queue_ms",
-                 "in_flight", "room_gb", "put_aside_until")  # fmt: skip
+        names = ("model_sessions", "models", "model_routables", *Rank._fields, "put_aside_until")
         columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
         return dict(zip(names, columns, strict=True)) | {
             "sessions": [one.session_id for one in snapshots],

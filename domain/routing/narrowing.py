@@ -15,20 +15,21 @@ from domain.routing.facts import Candidate, Load
 from domain.routing.gates import room_gb
 from domain.routing.policy import Policy
 
-SHAPES = ((100, 32), (500, 256), (4_000, 2_048))
-"""Prompt and output tokens of a short, a usual and a long request."""
+SHAPES = ((100, 32), (500, 256), (4_000, 2_048), (8_000, 128))
+"""Prompt and output tokens of a short, a usual and a long request, and of one that is nearly all prompt."""
 
 ROOM_UNLIMITED_GB = 1e6
 
 
 class Rank(NamedTuple):
-    """One model on one machine, as an index sees it. The first three are the costs of the three shapes while nothing
-    is in flight; ``queue_ms`` is what each request in flight adds; ``in_flight`` is what the machine itself reports;
+    """One model on one machine, as an index sees it. The first four are the costs of the shapes while nothing is
+    in flight; ``queue_ms`` is what each request in flight adds; ``in_flight`` is what the machine itself reports;
     ``room_gb`` is the memory for a request's cache."""
 
     short_ms: float
     usual_ms: float
     long_ms: float
+    reading_ms: float
     queue_ms: float
     in_flight: int
     room_gb: float
@@ -38,7 +39,7 @@ def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) ->
     machine = candidate.snapshot
     slot = machine.slots.get(model)
     idle = Candidate(machine, Load(), candidate.health)
-    short, usual, long = (
+    short, usual, long, reading = (
         _without_load(idle, Demand(model, prompt, output, size_gb=size_gb), policy) for prompt, output in SHAPES
     )
     known = size_gb > 0 and machine.total_memory_gb > 0
@@ -46,6 +47,7 @@ def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) ->
         short_ms=short,
         usual_ms=usual,
         long_ms=long,
+        reading_ms=reading,
         queue_ms=policy.depth_ms + policy.pending_ms + 1000.0 * SHAPES[1][1] / speed_of(machine, policy)[0],
         in_flight=sum(other.num_running + other.num_waiting for other in machine.slots.values()),
         room_gb=room_gb(idle, slot, model, size_gb, swap=True) if known else ROOM_UNLIMITED_GB,
@@ -57,11 +59,14 @@ def _without_load(idle: Candidate, demand: Demand, policy: Policy) -> float:
     return cost.total_ms - cost.depth - cost.backlog
 
 
-def shape_of(demand: Demand, policy: Policy) -> int:
-    """Which of the shapes a request is nearest to, by the work that it makes: 0 short, 1 usual, 2 long."""
-    work = math.log(_work(demand.prompt_tokens, demand.output_tokens, policy))
-    return min(range(len(SHAPES)), key=lambda shape: abs(math.log(_work(*SHAPES[shape], policy)) - work))
+def shape_of(demand: Demand) -> int:
+    """Which of the shapes a request is nearest to; a factor in its prompt counts as much as one in its output."""
 
+    def distance(shape: int) -> float:
+        prompt_tokens, output_tokens = SHAPES[shape]
+        return math.hypot(
+            math.log((1 + demand.prompt_tokens) / (1 + prompt_tokens)),
+            math.log((1 + demand.output_tokens) / (1 + output_tokens)),
+        )
 
-def _work(prompt_tokens: int, output_tokens: int, policy: Policy) -> float:
-    return 1.0 + output_tokens + prompt_tokens / policy.prefill_ratio
+    return min(range(len(SHAPES)), key=distance)

@@ -262,10 +262,10 @@ class TestNarrowing:
             assert rank_of(one, "model", demand.size_gb, POLICY).room_gb >= needed
 
     @pytest.mark.parametrize(
-        ("prompt", "output", "shape"), [(10, 10, 0), (500, 256, 1), (900, 300, 1), (8_000, 900, 2)]
+        ("prompt", "output", "shape"), [(10, 10, 0), (500, 256, 1), (900, 300, 1), (8_000, 900, 2), (9_000, 50, 3)]
     )
     def test_a_request_takes_the_order_of_the_nearest_size(self, prompt: int, output: int, shape: int) -> None:
-        assert shape_of(Demand("model", prompt, output), POLICY) == shape
+        assert shape_of(Demand("model", prompt, output)) == shape
 
 
 class TestWaiting:

@@ -31,6 +31,7 @@ CREATE UNLOGGED TABLE fleet_models (
     short_ms real NOT NULL,
     usual_ms real NOT NULL,
     long_ms real NOT NULL,
+    reading_ms real NOT NULL,
     queue_ms real NOT NULL,
     in_flight integer NOT NULL,
     room_gb real NOT NULL,
@@ -40,6 +41,8 @@ CREATE UNLOGGED TABLE fleet_models (
 CREATE INDEX fleet_models_short ON fleet_models (model, trust, (short_ms + queue_ms * greatest(busy, in_flight)))
     WHERE routable AND busy < capacity;
 CREATE INDEX fleet_models_usual ON fleet_models (model, trust, (usual_ms + queue_ms * greatest(busy, in_flight)))
+    WHERE routable AND busy < capacity;
+CREATE INDEX fleet_models_reading ON fleet_models (model, trust, (reading_ms + queue_ms * greatest(busy, in_flight)))
     WHERE routable AND busy < capacity;
 CREATE INDEX fleet_models_long ON fleet_models (model, trust, (long_ms + queue_ms * greatest(busy, in_flight)))
     WHERE routable AND busy < capacity;
@@ -59,7 +62,8 @@ CREATE INDEX machine_health_by_account ON machine_health (account_id) WHERE acco
 CREATE UNLOGGED TABLE model_demand (
     model text PRIMARY KEY,
     asked_at timestamptz,
-    slot_seconds double precision
+    slot_seconds double precision,
+    turn bigint NOT NULL DEFAULT 0
 );
 """
 
