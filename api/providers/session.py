@@ -271,6 +271,8 @@ class ProviderSession:
                 await around.fleet.withdraw(self.session_id)
         except DarkbloomError as error:
             log.warning("session %s leaves the fleet with the next sweep: %s", self.session_id, type(error).__name__)
+        if self._opened:
+            self._observe("uptime", time.monotonic() - self._touched_at)
         if not around.registry.others_of(self):
             around.fleet.forget(self.identity.machine_id)
         try:

@@ -79,7 +79,7 @@ def _details(record: MachineRecord, standing: Standing, coordinator: Coordinator
     machine, health, now = record.snapshot, record.health, time.time()
     policy = coordinator.policy
     facts: dict[str, Any] = {
-        "models": [_model(model, record) for model in standing.models],
+        "per_model": [_model(model, record) for model in standing.models],
         "reputation": {
             "score": round(reputation(health), 3),
             "jobs_done": health.jobs_done,
