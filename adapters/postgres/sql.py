@@ -182,11 +182,20 @@ WITH told AS (
             SELECT CASE WHEN is_new THEN excluded.requests_model ELSE fleet_models.requests_model END,
                    CASE WHEN is_new THEN excluded.output_tokens_model ELSE fleet_models.output_tokens_model END
             FROM kept WHERE session_id = excluded.session_id)
+    WHERE (fleet_models.gateway_id, fleet_models.trust, fleet_models.routable, fleet_models.capacity,
+           fleet_models.busy, fleet_models.short_ms, fleet_models.usual_ms, fleet_models.long_ms,
+           fleet_models.reading_ms, fleet_models.queue_ms, fleet_models.in_flight, fleet_models.room_gb,
+           fleet_models.put_aside_until)
+        IS DISTINCT FROM (excluded.gateway_id, excluded.trust, excluded.routable, excluded.capacity, excluded.busy,
+           excluded.short_ms, excluded.usual_ms, excluded.long_ms, excluded.reading_ms, excluded.queue_ms,
+           excluded.in_flight, excluded.room_gb, excluded.put_aside_until)
+        OR EXISTS (SELECT FROM kept WHERE session_id = excluded.session_id AND is_new)
 )
 SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
 """
 """Keep many connected machines true; returns the free slots of those that may be routed to. Counters move only with
-claims, so they are left alone unless the machine is new here. The models of a session never become fewer."""
+claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
+that is costs an entry in each index. The models of a session never become fewer."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),

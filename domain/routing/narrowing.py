@@ -20,6 +20,10 @@ SHAPES = ((100, 32), (500, 256), (4_000, 2_048), (8_000, 128))
 
 ROOM_UNLIMITED_GB = 1e6
 
+STEP_MS = 50.0
+STEP_GB = 0.125
+"""What the index cannot tell apart, so that small changes of a machine change nothing in it."""
+
 
 class Rank(NamedTuple):
     """One model on one machine, as an index sees it. The first four are the costs of the shapes while nothing is
@@ -42,6 +46,7 @@ def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) ->
     short, usual, long, reading = (
         _without_load(idle, Demand(model, prompt, output, size_gb=size_gb), policy) for prompt, output in SHAPES
     )
+    room = room_gb(idle, slot, model, size_gb, swap=True)
     known = size_gb > 0 and machine.total_memory_gb > 0
     return Rank(
         short_ms=short,
@@ -50,13 +55,13 @@ def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) ->
         reading_ms=reading,
         queue_ms=policy.depth_ms + policy.pending_ms + 1000.0 * SHAPES[1][1] / speed_of(machine, policy)[0],
         in_flight=sum(other.num_running + other.num_waiting for other in machine.slots.values()),
-        room_gb=room_gb(idle, slot, model, size_gb, swap=True) if known else ROOM_UNLIMITED_GB,
+        room_gb=STEP_GB * math.ceil(room / STEP_GB) if known else ROOM_UNLIMITED_GB,
     )
 
 
 def _without_load(idle: Candidate, demand: Demand, policy: Policy) -> float:
     cost = cost_of(idle, demand, policy)
-    return cost.total_ms - cost.depth - cost.backlog
+    return STEP_MS * round((cost.total_ms - cost.depth - cost.backlog) / STEP_MS)
 
 
 def shape_of(demand: Demand) -> int:

@@ -129,7 +129,9 @@ def shape(value: Any, key: str = "") -> Any:
         return {name: shape(member, name) for name, member in value.items()}
     if isinstance(value, list):
         return [shape(member) for member in value]
-    if key in ("code", "message", "fix", "status", "summary", "trust_level", "minimum_trust") or isinstance(value, bool):
+    if key in ("code", "message", "fix", "status", "summary", "trust_level", "minimum_trust") or isinstance(
+        value, bool
+    ):
         return value
     return "null" if value is None and key == "put_aside_until" else "…"
 

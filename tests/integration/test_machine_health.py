@@ -226,3 +226,27 @@ async def test_a_model_that_a_machine_cannot_serve_is_not_routed_to_it(
     assert chosen(fleet) == one.machine_id
     assert chosen(fleet, Demand("broken", 1, 1)) == ""
     assert await gateway.offers("broken") == []
+
+
+async def test_a_machine_that_says_the_same_again_leaves_the_index_alone(
+    gateway: GatewayFleet, look: Connection
+) -> None:
+    one = await connected(gateway)
+    rows = "SELECT xmin::text FROM fleet_models"
+    before = look.execute(rows).fetchall()
+    touched = "SELECT updated_at FROM fleet"
+    [(announced_at,)] = look.execute(touched).fetchall()
+
+    gateway.note(machine(**(_facts(one) | {"memory_pressure": 0.001})), routable=True)
+    await gateway.flush()
+    assert look.execute(rows).fetchall() == before
+    [(noted_at,)] = look.execute(touched).fetchall()
+    assert noted_at > announced_at
+
+    gateway.note(machine(**(_facts(one) | {"memory_pressure": 0.5})), routable=True)
+    await gateway.flush()
+    assert look.execute(rows).fetchall() != before
+
+
+def _facts(one: Snapshot) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in ("session_id", "machine_id", "capacity", "challenge_passed_at")}

@@ -30,7 +30,7 @@ from domain.routing import (
     shape_of,
     standing_of,
 )
-from domain.routing.narrowing import SHAPES
+from domain.routing.narrowing import SHAPES, STEP_MS
 from tests.support.examples import NOW, candidate, snapshot
 
 POLICY = Policy()
@@ -243,13 +243,13 @@ class TestStanding:
 
 class TestNarrowing:
     @given(machines, st.sampled_from(SHAPES))
-    def test_the_index_has_the_exact_cost_of_an_idle_machine_for_its_shapes(
+    def test_the_index_has_the_cost_of_an_idle_machine_for_its_shapes(
         self, one: Candidate, shape: tuple[int, int]
     ) -> None:
         idle = Candidate(snapshot(decode_tps=one.snapshot.decode_tps, slots=LOADED), health=one.health)
         rank = rank_of(idle, "model", 0.0, POLICY)
         cost = cost_of(idle, Demand("model", *shape), POLICY)
-        assert math.isclose(rank[SHAPES.index(shape)], cost.total_ms)
+        assert abs(rank[SHAPES.index(shape)] - cost.total_ms) <= STEP_MS / 2 + 1e-6
 
     @given(machines, demands)
     def test_the_index_never_leaves_out_a_machine_for_its_memory_that_fits(
