@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,14 @@ class Walk:
 
 
 @pytest.fixture
-def home(tmp_path: Path, token: str) -> Generator[Path, None, None]:
+def home(tmp_path: Path, token: str) -> Path:
     """The folder of an agent that was linked to the owner's account."""
     folder = tmp_path / "agent-home"
     folder.mkdir(mode=0o700)
     file = folder / "auth_token"
     file.touch(mode=0o600)
     file.write_text(token)
-    yield folder
+    return folder
 
 
 def test_the_walk_through_does_what_it_says(
