@@ -15,29 +15,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import logging
 import math
 import secrets
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg
 
-from adapters.postgres import migrate
-from adapters.postgres.embedded import EmbeddedPostgres
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.scheduler.decision import Decision
 from adapters.scheduler.fleet import SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
+from benchmarks.databases import arguments, scratch_database, server, show
 from domain.dispatch import DispatchJob
 from domain.routing import Candidate, Demand, Load, Policy, SlotState, Snapshot, choose, cost_of, reasons_against
 
@@ -205,31 +199,8 @@ async def _measure(dsn: str, machines: int, options: argparse.Namespace) -> dict
     return report | {f"cost_regret_percent_{machines}": regret, f"choice_regret_percent_{machines}": choice_regret}
 
 
-@contextmanager
-def _database(server: str) -> Generator[str, None, None]:
-    """A migrated database of the benchmark's own: on the given server, else on an embedded one."""
-    if not server:
-        with tempfile.TemporaryDirectory(prefix="darkbloom-bench-") as folder:
-            with EmbeddedPostgres.start(Path(folder) / "data") as embedded:
-                migrate.upgrade(embedded.dsn)
-                yield embedded.dsn
-        return
-    name = f"darkbloom_bench_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        try:
-            base, _, query = server.partition("?")
-            dsn = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
-            migrate.upgrade(dsn)
-            yield dsn
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--database-url", default="", help="a server to make a database on; an embedded one otherwise")
+    parser = arguments(__doc__)
     parser.add_argument("--machines", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--decisions", type=int, default=1_000, help="decisions cold, and as many after churn")
     parser.add_argument("--churn", type=int, default=10_000, help="claims between the two at most")
@@ -238,13 +209,12 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.INFO)
     report: dict[str, Any] = {}
-    with _database(options.database_url) as dsn:
+    with server(options.database_url) as server_dsn, scratch_database(server_dsn) as dsn:
         for machines in options.machines:
             report |= asyncio.run(_measure(dsn, machines, options))
     for name in ("cost_regret_percent", "choice_regret_percent"):
         report[name] = round(max(report.pop(f"{name}_{machines}") for machines in options.machines), 3)
-    lines = [json.dumps(report)] if options.json else [f"{name:<28} {value}" for name, value in report.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(report, as_json=options.json)
 
 
 if __name__ == "__main__":
