@@ -12,7 +12,7 @@ from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
 from api.openapi import routes as openapi
-from api.providers import socket
+from api.providers import socket, standing
 from api.public import transparency
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -21,7 +21,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    parts = (*dialects, models, pricing, keys, payments, generations, transparency, health, openapi, internal, socket)
+    consumers = (*dialects, models, pricing, keys, payments, generations)
+    parts = (*consumers, transparency, standing, health, openapi, internal, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 

@@ -31,7 +31,7 @@ from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
 from adapters.scheduler.brokers import make_broker, make_publisher
-from adapters.scheduler.fleet import GatewayFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.jobs import SchedulerJobs
 from adapters.scheduler.leases import GatewayLease
 from adapters.scheduler.scheduler import Scheduler
@@ -266,6 +266,7 @@ def gateway_app(
                 on_lost=lambda: app.state.coordinator.suspend(),  # noqa: PLW0108  # the coordinator comes later
                 on_renamed=lambda: app.state.coordinator.resume(),  # noqa: PLW0108  # the same
             )
+            policy, catalog = policy_of(settings), Catalog.built_in(development=settings.development)
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
@@ -275,11 +276,11 @@ def gateway_app(
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
-                fleet=GatewayFleet(pool, lambda: lease.gateway_id),
+                fleet=GatewayFleet(pool, lambda: lease.gateway_id, policy=policy, size_of=catalog.size_of),
                 sealing=NaclSealing(),
                 gateway=lease,
-                catalog=Catalog.built_in(development=settings.development),
-                policy=policy_of(settings),
+                catalog=catalog,
+                policy=policy,
                 timeouts=timeouts_of(settings),
                 settings=settings,
                 switchboard=switchboard,
@@ -298,8 +299,8 @@ def gateway_app(
             await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
             revocations = RevocationWatch(dsn, switchboard.keys_in_use, switchboard.revoke)
-            for task in (asyncio.create_task(lease.keep()), asyncio.create_task(revocations.run())):
-                stack.callback(task.cancel)
+            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run()):
+                stack.callback(asyncio.create_task(keeping).cancel)
             yield
 
     return make_app(lifespan, development=settings.development, origins=settings.cors_origins)

@@ -90,6 +90,7 @@ class Coordinator:
             gateway_id=lambda: self.gateway_id,
             timeouts=timeouts,
             end_later=self.end_later,
+            observe=fleet.observe,
         )
         self.surroundings = Surroundings(
             ledger=ledger,
@@ -103,11 +104,27 @@ class Coordinator:
             challenge_answer_seconds=settings.challenge_answer_seconds,
             heartbeat_age_seconds_max=settings.heartbeat_age_seconds_max,
             drained=lambda: self.draining,
+            size_of=catalog.size_of,
         )
 
     @property
     def gateway_id(self) -> UUID:
         return self._gateway.gateway_id
+
+    async def keep_fleet(self) -> None:
+        """Write what gathered about the machines, tick by tick, until cancelled."""
+        while True:
+            await self.fleet.tick()
+            try:
+                flushed = await self.fleet.flush()
+                for job in flushed.woken:
+                    await self.jobs.send(job)
+            except DarkbloomError as error:
+                log.warning("the fleet is written with the next tick: %s", type(error).__name__)
+                continue
+            for session in self.registry.all():
+                if session.identity.machine_id in flushed.changed:
+                    await session.announce()
 
     def end_later(self, job: SettleJob | ReleaseJob) -> None:
         """Hand an end to the scheduler, however often that has to be tried while this process lives."""

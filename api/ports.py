@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -11,7 +11,7 @@ from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
 from domain.keys import Caller, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
 from domain.requests import RequestReleased, RequestSettled
-from domain.routing import Snapshot
+from domain.routing import Health, Load, Observation, Snapshot
 
 R = TypeVar("R")
 
@@ -24,6 +24,48 @@ class UsageRow(NamedTuple):
     cost_micro_usd: int
     settled_at: datetime
     position: int
+
+
+class MachineRecord(Protocol):
+    """A machine of an account as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
+    ``asked_at`` are by model, times are Unix seconds."""
+
+    @property
+    def machine_id(self) -> str: ...
+
+    @property
+    def chip(self) -> str: ...
+
+    @property
+    def machine_model(self) -> str: ...
+
+    @property
+    def models(self) -> Sequence[str]: ...
+
+    @property
+    def last_seen_at(self) -> float: ...
+
+    @property
+    def health(self) -> Health: ...
+
+    @property
+    def snapshot(self) -> Snapshot | None: ...
+
+    @property
+    def loads(self) -> Mapping[str, Load]: ...
+
+    @property
+    def asked_at(self) -> Mapping[str, float]: ...
+
+
+class Flushed(Protocol):
+    @property
+    def woken(self) -> Sequence[DispatchJob]: ...
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Machines that were put aside or let back."""
+        ...
 
 
 class Ledger(Protocol):
@@ -98,7 +140,35 @@ class Jobs(Protocol):
 class Fleet(Protocol):
     """The fleet table. Methods that free capacity return the waiting requests that may use it now."""
 
-    async def announce(self, snapshot: Snapshot, *, routable: bool) -> Sequence[DispatchJob]: ...
+    async def meet(self, snapshot: Snapshot) -> None:
+        """A machine proved who it is: recall how it fared so far."""
+        ...
+
+    def health_of(self, machine_id: str) -> Health: ...
+
+    def forget(self, machine_id: str) -> None: ...
+
+    async def announce(
+        self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()
+    ) -> Sequence[DispatchJob]:
+        """Write a machine's state at once. ``broken`` are models that it cannot serve though it is routable."""
+        ...
+
+    def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
+        """Write it with the next tick."""
+        ...
+
+    def observe(self, machine_id: str, seen: Observation) -> None: ...
+
+    async def tick(self) -> None:
+        """Wait for the next time to flush."""
+        ...
+
+    async def flush(self) -> Flushed:
+        """Write what gathered. Raises ServiceUnavailable when the database does not answer."""
+        ...
+
+    async def machines_of(self, account_id: str, machine_id: str | None = None) -> Sequence[MachineRecord]: ...
 
     async def withdraw(self, session_id: str) -> None: ...
 

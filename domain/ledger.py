@@ -160,6 +160,8 @@ class GrantCredit(Operation[Balance], frozen=True, kw_only=True):
 class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     """Hold the most that a request can cost, before any work is done for it.
 
+    With ``self_route`` only machines of the same account may serve it, which costs nothing, so nothing is held.
+
     Raises:
         InsufficientFunds: the balance is below the hold, or the key's own limit is. Nothing is recorded.
     """
@@ -175,9 +177,12 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     output_bound: int
     quote: Quote
     expires_at: datetime
+    self_route: bool = False
 
     @property
     def reserved_micro_usd(self) -> int:
+        if self.self_route:
+            return 0
         return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
 
     def needs(self) -> Sequence[Ref]:
@@ -192,17 +197,18 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         reserved = self.reserved_micro_usd
         if wallet.balance < reserved:
             raise InsufficientFunds
-        if self.key_limit is not None:
-            key_budgets.hold(unit, self.key_id, str(self.request_id), reserved, self.key_limit)
-        unit.record(
-            wallet,
-            HoldPlaced,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            amount=reserved,
-            expires_at=self.expires_at,
-            purpose="inference",
-        )
+        if not self.self_route:
+            if self.key_limit is not None:
+                key_budgets.hold(unit, self.key_id, str(self.request_id), reserved, self.key_limit)
+            unit.record(
+                wallet,
+                HoldPlaced,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                amount=reserved,
+                expires_at=self.expires_at,
+                purpose="inference",
+            )
         unit.record(
             request,
             RequestAdmitted,
@@ -216,7 +222,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             output_bound=self.output_bound,
             reserved=reserved,
             quote=self.quote,
-            self_route=False,
+            self_route=self.self_route,
             expires_at=self.expires_at,
         )
         return cast("RequestAdmitted", request.admission)
@@ -245,6 +251,8 @@ class Dispatch(Operation[bool], frozen=True, kw_only=True):
             raise UnknownRequest
         if request.end is not None:
             return False
+        if request.admission.self_route and self.provider_account_id != request.admission.account_id:
+            raise Conflict("a request that is restricted to one's own machines goes to no other")
         _record_failures(unit, request, self.failures)
         job_id = str(job_id_of(self.request_id, self.attempt))
         if job_id not in request.jobs:
@@ -294,8 +302,9 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         budget = unit.get(KeyBudget, admission.key_id)
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
-        self._move_money(unit, settled, payee)
-        key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
+        if not admission.self_route:
+            self._move_money(unit, settled, payee)
+            key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
         return settled
 
     def _record_completion(
@@ -411,15 +420,16 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
             raise UnknownRequest
         budget = unit.get(KeyBudget, request.admission.key_id)
         _record_failures(unit, request, self.failures)
-        key_budgets.release(unit, budget, str(self.request_id))
-        unit.record(
-            unit.get(Wallet, self.account_id),
-            HoldReleased,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            released=request.admission.reserved,
-            reason=self.reason,
-        )
+        if not request.admission.self_route:
+            key_budgets.release(unit, budget, str(self.request_id))
+            unit.record(
+                unit.get(Wallet, self.account_id),
+                HoldReleased,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                released=request.admission.reserved,
+                reason=self.reason,
+            )
         unit.record(
             request,
             RequestReleased,

@@ -31,6 +31,7 @@ from domain.errors import (
 )
 from domain.protocol import InferenceComplete, InferenceError, Usage
 from domain.requests import JobFailure, RequestReleased, RequestSettled
+from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ _STOPS = {
 
 
 class Tools(NamedTuple):
-    """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written."""
+    """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written, ``observe``
+    takes what a machine did."""
 
     jobs: Jobs
     fleet: Fleet
@@ -93,6 +95,7 @@ class Tools(NamedTuple):
     gateway_id: Callable[[], UUID]
     timeouts: Timeouts
     end_later: Callable[[SettleJob | ReleaseJob], None]
+    observe: Callable[[str, Observation], None]
 
 
 class Inference:
@@ -115,6 +118,7 @@ class Inference:
         inbox: Inbox,
         tools: Tools,
         timing_us: dict[str, int],
+        constraints: Constraints = ANY_MACHINE,
     ) -> None:
         self.request_id = request_id
         self.tokens_used = 0
@@ -128,6 +132,7 @@ class Inference:
         self._inbox = inbox
         self._tools = tools
         self._timing_us = timing_us
+        self._constraints = constraints
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
@@ -211,6 +216,7 @@ class Inference:
                 reply_to=self._tools.gateway_id(),
                 deadline=time.time() + min(timeouts.queue_wait, deadline - time.monotonic()),
                 may_wait=number == 1,
+                constraints=self._constraints,
             )
         )
         wait_until = time.monotonic() + timeouts.scheduler_reply
@@ -233,6 +239,10 @@ class Inference:
     def _refusal(self, refused: Refused) -> Exception:
         if refused.reason == "queue_full":
             return ModelNotAvailable("Too many requests are waiting for this model; try again shortly.")
+        if refused.reason == "hopeless":
+            hopeless = ModelNotAvailable("The queue for this model is longer than a request may wait; try again later.")
+            hopeless.retry_after_seconds = refused.retry_after_seconds or hopeless.retry_after_seconds
+            return hopeless
         if self._failures:
             last = self._failures[-1]
             return AttemptFailed(last.reason, last.status_code, retry=False)
@@ -257,6 +267,7 @@ class Inference:
                 async for item in items:
                     if isinstance(item, InferenceComplete):
                         at_work = False
+                        self._observe(assigned, "job_done", self._timing_us.get("provider_us", 0) / 1000)
                         yield await self._settle(attempt, item)
                     else:
                         yield item
@@ -306,9 +317,14 @@ class Inference:
     # --- failures ------------------------------------------------------------------------------------------------
 
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> AttemptFailed:
+        if failed.retry or failed.status >= 500:  # what follows from the request is not the machine's fault
+            self._observe(assigned, "job_failed")
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
         self._excluded.append(assigned.machine.session_id)
         return failed
+
+    def _observe(self, assigned: Assigned, kind: ObservationKind, amount: float = 0.0) -> None:
+        self._tools.observe(assigned.machine.machine_id, Observation(kind, time.time(), amount))
 
     def _failure_of(self, failed: AttemptFailed) -> DarkbloomError:
         """The consumer's error. A machine's own text is never passed on: it may hold anything."""

@@ -203,6 +203,11 @@ class TransactionCheck:
             admission = admission_of(end.originator_id)
             if isinstance(end, RequestSettled):
                 self._close_settlement(end, resolved, admission)
+            elif _holds_nothing(admission):
+                if resolved is not None:
+                    self._say(5, request_id, "a request without a hold resolved one")
+            elif admission is None and resolved is None:
+                pass  # admitted before this part of the log, where it may have held nothing
             elif not isinstance(resolved, HoldReleased) or resolved.account_id != end.account_id:
                 self._say(5, request_id, "a released request left its hold")
             elif admission is not None and resolved.released != admission.reserved:
@@ -215,8 +220,9 @@ class TransactionCheck:
             admission = self._admitted.pop(hold_id, None)
             if admission is None or (admission.account_id, admission.reserved) != (hold.account_id, hold.amount):
                 self._say(5, hold_id, "a hold is not what a request was admitted with")
-        for request_id in self._admitted:
-            self._say(5, request_id, "a request was admitted without its hold")
+        for request_id, admission in self._admitted.items():
+            if not _holds_nothing(admission):
+                self._say(5, request_id, "a request was admitted without its hold")
 
     def _close_settlement(
         self,
@@ -225,7 +231,10 @@ class TransactionCheck:
         admission: RequestAdmitted | None,
     ) -> None:
         job_id, cost = settled.job_id, settled.cost
-        if (
+        if _holds_nothing(admission) or (admission is None and capture is None and settled.reserved == 0):
+            if capture is not None or not settled.free:
+                self._say(5, settled.request_id, "a request without a hold was not served for free")
+        elif (
             not isinstance(capture, HoldCaptured)
             or capture.account_id != settled.account_id
             or capture.captured != cost
@@ -298,3 +307,8 @@ class TransactionCheck:
         for key in self._entries:
             if key.startswith("settle:"):
                 self._say(6, key, "a settlement was posted though no request was settled")
+
+
+def _holds_nothing(admission: RequestAdmitted | None) -> bool:
+    """Whether a request was restricted to machines of its own account, which serve it for free."""
+    return admission is not None and admission.self_route and admission.reserved == 0

@@ -331,7 +331,7 @@ def test_parts_of_messages_are_described_by_name() -> None:
 
 def test_every_reason_why_a_machine_gets_no_work_has_advice() -> None:
     page = (DOCS / "how-to" / "find-out-why-a-machine-gets-no-work.md").read_text()
-    assert [row[0] for row in rows(page)] == [str(reason) for reason in routing.Reason]
+    assert [tuple(row[:2]) for row in rows(page)] == [(reason.value, reason.says) for reason in routing.Reason]
 
 
 def test_every_reason_why_an_attempt_failed_is_described() -> None:
