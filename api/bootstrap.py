@@ -43,11 +43,12 @@ from api.consumer.inference import Timeouts
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
-from api.ports import Caller, UsageRow
+from api.ports import UsageRow
 from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
 from domain.errors import InvalidRequest
+from domain.keys import Caller
 from domain.routing import Policy
 from domain.transparency.note import VerifySignature
 from projections.balances import Balances
@@ -183,8 +184,7 @@ def transparency_log(connect: Connect) -> TransparencyLog:
 def caller_of(dsn: str, secret: str) -> Caller | None:
     """Who an API key stands for, for commands that act in somebody's name."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        found = find_api_key(connection, secret)
-    return Caller(*found) if found else None
+        return find_api_key(connection, secret)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -230,12 +230,6 @@ def scheduler_worker(
         pool.close()
 
 
-class _Credentials(StoredCredentials):
-    async def find_api_key(self, token: str) -> Caller | None:
-        found = await super().find_api_key(token)
-        return Caller(*found) if found else None
-
-
 class _Books(StoredBooks):
     async def usage(self, account_id: str, *, before_position: int, limit: int) -> Sequence[UsageRow]:
         rows = await super().usage(account_id, before_position=before_position, limit=limit)
@@ -277,7 +271,7 @@ def gateway_app(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
                 transparency=transparency_log(partial(connection_of, pool)),
-                credentials=_Credentials(pool),
+                credentials=StoredCredentials(pool),
                 keys=StoredKeys(pool),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 rate_limits=RateLimits(rate_limits_of(settings)),
@@ -293,7 +287,7 @@ def gateway_app(
                 internal_secret=settings.internal_secret,
             )
             app.state.audit = Desk(
-                credentials=_Credentials(pool),
+                credentials=StoredCredentials(pool),
                 accesses=StoredAccesses(pool),
                 reading=partial(reading_of, audit_pool),
                 ledger=writer,

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import click
 import psycopg
@@ -23,7 +22,7 @@ from api import bootstrap, server
 from api.audit_cli import audit
 from api.command_line import data_dir_option, explained, settings_of
 from domain.eventsourced import Actor
-from domain.keys import SCOPES, AccountLimits, Scope
+from domain.keys import ROLES, SCOPES, AccountLimits, Role, Scope
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
@@ -118,15 +117,13 @@ def keys() -> None:
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
-@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
+@click.option("--role", type=click.Choice(ROLES), default="consumer", show_default=True)
 @click.option(
     "--scope",
     "scopes",
     type=click.Choice(SCOPES),
     multiple=True,
-    default=("inference",),
-    show_default=False,
-    help="What the key may do; give it twice for both (default inference).",
+    help="What a consumer's key may do; give it twice for both (default inference).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
@@ -135,7 +132,7 @@ def create_key(
     account: str | None,
     credit: str,
     name: str,
-    role: credentials.Role,
+    role: Role,
     scopes: tuple[Scope, ...],
     as_json: bool,
     data_dir: Path | None,
@@ -145,6 +142,10 @@ def create_key(
         amount = parse_usd(credit)
     except NotAnAmount as error:
         raise click.BadParameter(str(error), param_hint="--credit") from None
+    if scopes and role != "consumer":
+        raise click.BadParameter(
+            f"only a consumer's key has scopes; leave it out with --role {role}", param_hint="--scope"
+        )
     account_id = account or f"acct_{secrets.token_hex(12)}"
     settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:

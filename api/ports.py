@@ -8,22 +8,12 @@ from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
-from domain.keys import AccountLimits, KeyEntry, KeySettings, MadeKey
+from domain.keys import Caller, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
 from domain.requests import RequestReleased, RequestSettled
 from domain.routing import Health, Load, Observation, Snapshot
 
 R = TypeVar("R")
-
-
-class Caller(NamedTuple):
-    """Who a credential stands for, and what the key may do. ``role`` is consumer, auditor or admin."""
-
-    account_id: str
-    key_id: str
-    role: str = "consumer"
-    key: KeySettings = KeySettings()
-    account_limits: AccountLimits = AccountLimits()
 
 
 class UsageRow(NamedTuple):

@@ -1,4 +1,4 @@
-"""What an API key may do: its scopes, its expiry and its limits (consumer API, sections 4 and 21)."""
+"""What an API key may do: its role, its scopes, its expiry and its limits (consumer API, sections 4 and 21)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from datetime import datetime
 from typing import Literal, NamedTuple, get_args
 
 from domain.key_budgets import KeyLimit
+
+Role = Literal["consumer", "auditor", "admin"]
+"""A consumer asks models and has scopes, an auditor reads the books, an admin also changes them."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 Scope = Literal["inference", "keys"]
 """``inference`` asks models, ``keys`` manages the keys of the account. Every key may read its account's own books."""
@@ -22,11 +27,17 @@ class KeySettings(NamedTuple):
     """What is chosen when a key is made. None means no limit of the key's own."""
 
     name: str = ""
+    role: Role = "consumer"
     scopes: tuple[Scope, ...] = ("inference",)
     expires_at: datetime | None = None
     spend_limit: KeyLimit | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+
+
+def default_scopes(role: Role) -> tuple[Scope, ...]:
+    """The scopes of a key for which none were chosen. Only a consumer's key has any."""
+    return ("inference",) if role == "consumer" else ()
 
 
 class KeyEntry(NamedTuple):
@@ -51,3 +62,12 @@ class AccountLimits(NamedTuple):
     requests_per_second: float | None = None
     request_burst: int | None = None
     tokens_per_minute: int | None = None
+
+
+class Caller(NamedTuple):
+    """Who an active key stands for, and what it may do."""
+
+    account_id: str
+    key_id: str
+    key: KeySettings = KeySettings()
+    account_limits: AccountLimits = AccountLimits()

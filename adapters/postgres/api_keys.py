@@ -30,6 +30,7 @@ class StoredKeys:
             "label": key.label,
             "name": settings.name,
             "account_id": account_id,
+            "role": settings.role,
             "scopes": list(settings.scopes),
             "expires_at": settings.expires_at,
             "spend_limit_micro_usd": limit.limit_micro_usd if limit else None,
@@ -64,7 +65,7 @@ def set_account_limits(connection: psycopg.Connection[object], account_id: str, 
 
 
 def _entry(row: Sequence[Any]) -> KeyEntry:
-    key_id, label, name, scopes, expires_at, limit, reset, requests, tokens, created, used, revoked = row
+    key_id, label, name, role, scopes, expires_at, limit, reset, requests, tokens, created, used, revoked = row
     spend_limit = None if limit is None else KeyLimit(limit, reset)
-    settings = KeySettings(name, tuple(scopes), expires_at, spend_limit, requests, tokens)
+    settings = KeySettings(name, role, tuple(scopes), expires_at, spend_limit, requests, tokens)
     return KeyEntry(key_id, label, settings, created, used, revoked)

@@ -97,9 +97,9 @@ SELECT key_id, pg_notify('keys_revoked', key_id) FROM revoked
 """
 """Revoke a key of an account, or of any; gateways that serve requests of it hear of it at the commit."""
 CREATE_API_KEY = """
-INSERT INTO api_keys (key_hash, key_id, label, name, account_id, scopes, expires_at, spend_limit_micro_usd,
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes, expires_at, spend_limit_micro_usd,
                       spend_reset, requests_per_minute, tokens_per_minute)
-SELECT %(key_hash)s, %(key_id)s, %(label)s, %(name)s, %(account_id)s, %(scopes)s, %(expires_at)s,
+SELECT %(key_hash)s, %(key_id)s, %(label)s, %(name)s, %(account_id)s, %(role)s, %(scopes)s, %(expires_at)s,
        %(spend_limit_micro_usd)s, %(spend_reset)s, %(requests_per_minute)s, %(tokens_per_minute)s
 WHERE (SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL
        AND (expires_at IS NULL OR expires_at > now())) < %(keys_max)s
@@ -111,7 +111,7 @@ LOCK_ACCOUNT_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended('api_keys:' |
 """One creation at a time for an account, so that its keys can be counted."""
 
 ACCOUNT_KEYS = """
-SELECT key_id, label, name, scopes, expires_at, spend_limit_micro_usd, spend_reset, requests_per_minute,
+SELECT key_id, label, name, role, scopes, expires_at, spend_limit_micro_usd, spend_reset, requests_per_minute,
        tokens_per_minute, created_at, last_used_at, revoked_at FROM api_keys
 WHERE account_id = %(account_id)s
     AND (%(include_revoked)s OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 
-from api.ports import Caller, Credentials
+from api.ports import Credentials
 from domain.errors import AuthenticationFailed, Forbidden
-from domain.keys import Scope
+from domain.keys import Caller, Scope
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 
@@ -20,8 +22,13 @@ def token_of(headers: Headers) -> str:
     return token if scheme.lower() == "bearer" and " " not in token else ""
 
 
+_DEEDS: Mapping[Scope, str] = {"inference": "run inference", "keys": "manage keys"}
+
+
 def require_scope(caller: Caller, scope: Scope) -> None:
     """Raises Forbidden when the key was not made for that."""
+    if caller.key.role != "consumer":
+        raise Forbidden(f"An {caller.key.role} key cannot {_DEEDS[scope]}; use a consumer key.")
     if scope not in caller.key.scopes:
         raise Forbidden(f"This API key lacks the scope '{scope}'.")
 

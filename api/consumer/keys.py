@@ -18,9 +18,8 @@ from api.consumer.idempotency import answered_once
 from api.consumer.keys_request import read_key_settings
 from api.consumer.payments import rfc3339
 from api.coordinator import Coordinator
-from api.ports import Caller
 from domain.errors import BadRequest, Forbidden
-from domain.keys import KeyEntry
+from domain.keys import Caller, KeyEntry
 from domain.money import format_usd
 
 router = APIRouter()
@@ -76,6 +75,7 @@ def _shown(entry: KeyEntry) -> dict[str, Any]:
         "id": entry.key_id,
         "name": settings.name,
         "label": entry.label,
+        "role": settings.role,
         "scopes": settings.scopes,
         "created_at": rfc3339(entry.created_at),
         "expires_at": _moment(settings.expires_at),

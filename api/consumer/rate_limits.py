@@ -15,8 +15,8 @@ from starlette.types import Scope
 
 from api.consumer.buckets import Buckets, Level, Rate
 from api.errors import ANSWER_HEADERS, speaks_anthropic
-from api.ports import Caller
 from domain.errors import RateLimited
+from domain.keys import Caller
 
 RETRY_SECONDS_MAX = 60
 

@@ -21,10 +21,10 @@ from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import Call
 from api.coordinator import Coordinator
-from api.ports import Caller
 from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
+from domain.keys import Caller
 
 Reader = Callable[[dict[str, Any]], Call]
 """A dialect: from a body to a valid request and the renderer of its answer. Raises InvalidRequest."""

@@ -23,7 +23,7 @@ from api.openapi.shapes import (
     thing,
 )
 from domain.key_budgets import Reset
-from domain.keys import NAME_CHARACTERS_MAX, SCOPES
+from domain.keys import NAME_CHARACTERS_MAX, ROLES, SCOPES
 
 _MOMENT = text(format="date-time")
 _DOLLARS = text("Dollars, exactly.", pattern=r"^-?\d+\.\d{6}$")
@@ -31,6 +31,7 @@ _KEY_MEMBERS: Json = {
     "id": text(pattern="^key_[0-9a-f]{16}$"),
     "name": text(),
     "label": text("How to recognise the key without its secret."),
+    "role": {"enum": list(ROLES)},
     "scopes": array({"enum": list(SCOPES)}),
     "created_at": _MOMENT,
     "expires_at": nullable(_MOMENT),

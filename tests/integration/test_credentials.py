@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
-from typing import get_args
 
 import psycopg
 import pytest
@@ -13,6 +12,7 @@ from adapters.postgres import credentials
 from adapters.postgres.credentials import StoredCredentials
 from adapters.postgres.pool import make_async_pool
 from domain.errors import ServiceUnavailable
+from domain.keys import ROLES
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -189,10 +189,20 @@ def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
 
 
 async def test_a_key_has_the_role_it_was_made_with(stored: StoredCredentials, look: Connection) -> None:
-    for role in get_args(credentials.Role):
+    for role in ROLES:
         key = credentials.create_api_key(look, "acct", "name", role)
         found = await stored.find_api_key(key.secret)
         assert found is not None
-        assert found[:3] == credentials.find_api_key(look, key.secret) == ("acct", key.key_id, role)
+        assert found == credentials.find_api_key(look, key.secret)
+        assert (found.account_id, found.key_id, found.key.role) == ("acct", key.key_id, role)
     with pytest.raises(psycopg.errors.CheckViolation):
         look.execute("UPDATE api_keys SET role = 'owner'")
+
+
+async def test_consumers_keys_alone_have_scopes(stored: StoredCredentials, look: Connection) -> None:
+    for role, scopes in (("consumer", ("inference",)), ("auditor", ()), ("admin", ())):
+        found = await stored.find_api_key(credentials.create_api_key(look, "acct", "name", role).secret)
+        assert found is not None
+        assert found.key.scopes == scopes
+    with pytest.raises(psycopg.errors.CheckViolation):
+        credentials.create_api_key(look, "acct", "name", "auditor", ["inference"])

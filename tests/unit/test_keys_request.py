@@ -28,12 +28,12 @@ def test_everything_can_be_chosen() -> None:
         "tpm_limit": 100_000,
     }
     assert read_key_settings(body, NOW) == KeySettings(
-        "ci",
-        ("inference", "keys"),
-        datetime(2026, 6, 1, tzinfo=UTC),
-        KeyLimit(2_500_000, "monthly"),
-        60,
-        100_000,
+        name="ci",
+        scopes=("inference", "keys"),
+        expires_at=datetime(2026, 6, 1, tzinfo=UTC),
+        spend_limit=KeyLimit(2_500_000, "monthly"),
+        requests_per_minute=60,
+        tokens_per_minute=100_000,
     )
 
 

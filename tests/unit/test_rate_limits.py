@@ -6,9 +6,8 @@ import pytest
 
 from api.consumer.rate_limits import Defaults, RateLimits, duration
 from api.errors import ANSWER_HEADERS, headers_of
-from api.ports import Caller
 from domain.errors import RateLimited
-from domain.keys import AccountLimits, KeySettings
+from domain.keys import AccountLimits, Caller, KeySettings
 
 
 class Clock:

@@ -20,6 +20,8 @@ ALTER TABLE api_keys
         CHECK (spend_reset IN ('none', 'daily', 'weekly', 'monthly')),
     ADD COLUMN requests_per_minute integer CHECK (requests_per_minute > 0),
     ADD COLUMN tokens_per_minute integer CHECK (tokens_per_minute > 0);
+UPDATE api_keys SET scopes = '{}' WHERE role <> 'consumer';
+ALTER TABLE api_keys ADD CONSTRAINT consumers_alone_have_scopes CHECK ((role = 'consumer') = (scopes <> '{}'));
 CREATE INDEX api_keys_by_account ON api_keys (account_id, created_at DESC);
 CREATE TABLE account_limits (
     account_id text PRIMARY KEY,
