@@ -69,6 +69,11 @@ class Flushed(Protocol):
 
 
 class Ledger(Protocol):
+    @property
+    def halted(self) -> bool:
+        """Whether it stopped for good rather than break the books."""
+        ...
+
     async def run(self, command: Command[R]) -> R: ...
 
 

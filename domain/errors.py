@@ -22,7 +22,8 @@
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
     ├── LedgerUnavailable           503
-    │   └── LedgerBusy
+    │   ├── LedgerBusy
+    │   └── LedgerHalted
     ├── ServiceUnavailable          503
     ├── AttemptTimedOut             504
     └── InvariantViolated           500, never the caller's fault
@@ -212,6 +213,12 @@ class LedgerUnavailable(DarkbloomError):
 
 class LedgerBusy(LedgerUnavailable):
     """The ledger has more work waiting than it accepts; nothing was charged, try again."""
+
+
+class LedgerHalted(LedgerUnavailable):
+    """The ledger stopped because its books would no longer add up; nothing was charged. An operator has to look."""
+
+    retry_after_seconds = 60
 
 
 class ServiceUnavailable(DarkbloomError):

@@ -12,11 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from domain.accounts import AccountOpened
+from domain.adjustments import AdjustmentApproved, AdjustmentProposed, AdjustmentRejected
 from domain.eventsourced import DomainEvent
 from domain.invariants.catalogue import Report, Violation
 from domain.journal import BUCKET_CODES, CHART, JournalEntryPosted
 from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
+from domain.periods import PeriodClosed, PeriodLocked
 from domain.requests import (
     JobCompleted,
     JobDispatched,
@@ -33,6 +35,7 @@ from domain.wallet import (
     HoldPlaced,
     HoldReleased,
     PromotionalCreditGranted,
+    WalletAdjusted,
 )
 
 AdmissionOf = Callable[[UUID], RequestAdmitted | None]
@@ -41,6 +44,11 @@ AdmissionOf = Callable[[UUID], RequestAdmitted | None]
 WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
     {
         AccountOpened,
+        AdjustmentProposed,
+        AdjustmentApproved,
+        AdjustmentRejected,
+        PeriodLocked,
+        PeriodClosed,
         JobDispatched,
         JobFailed,
         UsageClaimClamped,
@@ -67,6 +75,7 @@ class TransactionCheck:
         self._readers: dict[type[DomainEvent], Callable[[Any], None]] = {
             PromotionalCreditGranted: self._read_credit,
             EarningCredited: self._read_earning,
+            WalletAdjusted: self._read_adjustment,
             HoldPlaced: self._read_hold,
             HoldCaptured: self._read_capture,
             HoldReleased: self._read_release,
@@ -126,6 +135,11 @@ class TransactionCheck:
             if event.reference in self._earned:
                 self._say(6, event.reference, "a job earns twice")
             self._earned[event.reference] = event
+
+    def _read_adjustment(self, event: WalletAdjusted) -> None:
+        if event.amount == 0 or event.approved_by in ("", event.proposed_by):
+            self._say(4, event.account_id, "an adjustment moves nothing, or one person alone made it")
+        self._move(BUCKET_CODES[event.bucket], event.account_id, event.amount)
 
     def _read_hold(self, event: HoldPlaced) -> None:
         if event.amount < 0:

@@ -560,7 +560,7 @@ BROKEN_BUILDS: tuple[tuple[Breakage, str], ...] = (
 def test_a_broken_build_is_found_out(breakage: Breakage, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = settings(
         CHECKS,
-        max_examples=200,
+        max_examples=1_000,
         derandomize=True,
         database=None,
         print_blob=False,
