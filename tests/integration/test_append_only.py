@@ -17,7 +17,8 @@ from adapters.postgres import credentials, migrate, roles, sql
 from adapters.postgres.credentials import StoredCredentials
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.roles import RoleUnusable
-from adapters.scheduler.fleet import GatewayFleet, SchedulerFleet
+from adapters.scheduler.fleet import SchedulerFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.leases import GatewayLease
 from api.cli import main
 from projections.doctor import examine
