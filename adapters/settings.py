@@ -47,6 +47,23 @@ class Settings(BaseSettings):
     minimum_charge_micro_usd: int = Field(100, ge=0)
 
     inference_body_bytes_max: int = 16 * 1024 * 1024
+    rate_limit_rps: float | None = Field(None, ge=0)
+    """Requests a second of one account; 0 lifts the limit. Unset: 1 in production, no limit in development."""
+
+    rate_limit_burst: int = Field(10, ge=1)
+    rate_limit_tokens_per_minute: int = Field(0, ge=0)
+    """Prompt and completion tokens of one account; 0 means no limit."""
+
+    financial_rate_limit_rps: float | None = Field(None, ge=0)
+    """The same for managing keys and money. Unset: 0.2 in production, no limit in development."""
+
+    financial_rate_limit_burst: int = Field(3, ge=1)
+    wrong_credentials_per_minute: int | None = Field(None, ge=0)
+    """Wrong credentials from one address; 0 lifts the limit. Unset: 20 in production, no limit in development."""
+
+    reply_seconds: float = Field(600.0, ge=0)
+    """How long the reply to a request with an idempotency key is kept."""
+
     queue_depth_max: int = 10
     """Requests that may wait for one model; one more is refused."""
 
@@ -91,6 +108,20 @@ class Settings(BaseSettings):
     @property
     def development(self) -> bool:
         return self.environment == "development"
+
+    @property
+    def requests_per_second(self) -> float:
+        return (0.0 if self.development else 1.0) if self.rate_limit_rps is None else self.rate_limit_rps
+
+    @property
+    def financial_requests_per_second(self) -> float:
+        default = 0.0 if self.development else 0.2
+        return default if self.financial_rate_limit_rps is None else self.financial_rate_limit_rps
+
+    @property
+    def wrong_credentials_max(self) -> int:
+        default = 0 if self.development else 20
+        return default if self.wrong_credentials_per_minute is None else self.wrong_credentials_per_minute
 
     @property
     def trust_floor(self) -> TrustLevel:

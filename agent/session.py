@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _REMEMBERED_IDS_MAX = 100_000
 _FLUSH_SECONDS_MAX = 5.0
 _LOGGED_TYPES_MAX = 32
+_REASONS_MAX = 100
 
 
 class _FrameType(msgspec.Struct):
@@ -178,8 +179,11 @@ class Session:
         if trust == self._trust:
             return
         self._trust = trust
-        reason = f" ({printable(trust.reason)})" if trust.reason else ""
-        self._log_connected(f"{printable(trust.trust_level)}, status {printable(trust.status)}{reason}")
+        reasons = [reason for reason in trust.reason.split(protocol.REASON_SEPARATOR) if reason]
+        remark = ", but something is in the way" if reasons else ""
+        self._log_connected(f"{printable(trust.trust_level)}, status {printable(trust.status)}{remark}")
+        for reason in reasons[:_REASONS_MAX]:
+            _log.info("- %s", printable(reason, 400))
 
     def _log_connected(self, trust: str) -> None:
         _log.info("connected to %s; trust %s; serving %s", self._coordinator, trust, ", ".join(self._machine.slots))

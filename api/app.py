@@ -9,9 +9,10 @@ from fastapi import FastAPI
 
 from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, models, payments
+from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
-from api.providers import socket
+from api.openapi import routes as openapi
+from api.providers import socket, standing
 from api.public import transparency
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -19,17 +20,15 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    for router in (
-        chat.router,
-        models.router,
-        payments.router,
-        health.router,
-        internal.router,
-        socket.router,
-        *AUDITORS,
-    ):
+    dialects = (chat, responses, completions, messages)
+    consumers = (*dialects, models, pricing, keys, payments, generations)
+    parts = (*consumers, transparency, standing, health, openapi, internal, socket)
+    for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
-    app.include_router(transparency.router)
-    errors.install(app)
+
+    def count_wrong_credential(address: str) -> None:
+        app.state.coordinator.rate_limits.count_wrong_credential(address)
+
+    errors.install(app, count_wrong_credential)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

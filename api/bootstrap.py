@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from dramatiq import Broker
@@ -19,15 +20,18 @@ from fastapi import FastAPI
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
+from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
 from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
 from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
+from adapters.postgres.replies import StoredReplies
+from adapters.postgres.revocations import RevocationWatch
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
 from adapters.scheduler.brokers import make_broker, make_publisher
-from adapters.scheduler.fleet import GatewayFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.jobs import SchedulerJobs
 from adapters.scheduler.leases import GatewayLease
 from adapters.scheduler.scheduler import Scheduler
@@ -36,13 +40,15 @@ from adapters.settings import Settings
 from api.app import make_app
 from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
+from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
 from api.inbox import Switchboard
-from api.ports import Caller, UsageRow
+from api.ports import UsageRow
 from api.public.ports import TransparencyLog
 from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
 from domain.errors import InvalidRequest
+from domain.keys import Caller
 from domain.routing import Policy
 from domain.transparency.note import VerifySignature
 from projections.balances import Balances
@@ -178,8 +184,7 @@ def transparency_log(connect: Connect) -> TransparencyLog:
 def caller_of(dsn: str, secret: str) -> Caller | None:
     """Who an API key stands for, for commands that act in somebody's name."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        found = find_api_key(connection, secret)
-    return Caller(*found) if found else None
+        return find_api_key(connection, secret)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -225,16 +230,14 @@ def scheduler_worker(
         pool.close()
 
 
-class _Credentials(StoredCredentials):
-    async def find_api_key(self, token: str) -> Caller | None:
-        found = await super().find_api_key(token)
-        return Caller(*found) if found else None
-
-
 class _Books(StoredBooks):
     async def usage(self, account_id: str, *, before_position: int, limit: int) -> Sequence[UsageRow]:
         rows = await super().usage(account_id, before_position=before_position, limit=limit)
         return [UsageRow(*row) for row in rows]
+
+    async def usage_of(self, account_id: str, job_id: UUID) -> UsageRow | None:
+        row = await super().usage_of(account_id, job_id)
+        return UsageRow(*row) if row else None
 
 
 def gateway_app(
@@ -263,24 +266,28 @@ def gateway_app(
                 on_lost=lambda: app.state.coordinator.suspend(),  # noqa: PLW0108  # the coordinator comes later
                 on_renamed=lambda: app.state.coordinator.resume(),  # noqa: PLW0108  # the same
             )
+            policy, catalog = policy_of(settings), Catalog.built_in(development=settings.development)
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
                 transparency=transparency_log(partial(connection_of, pool)),
-                credentials=_Credentials(pool),
+                credentials=StoredCredentials(pool),
+                keys=StoredKeys(pool),
+                replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
+                rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
-                fleet=GatewayFleet(pool, lambda: lease.gateway_id),
+                fleet=GatewayFleet(pool, lambda: lease.gateway_id, policy=policy, size_of=catalog.size_of),
                 sealing=NaclSealing(),
                 gateway=lease,
-                catalog=Catalog.built_in(development=settings.development),
-                policy=policy_of(settings),
+                catalog=catalog,
+                policy=policy,
                 timeouts=timeouts_of(settings),
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
             )
             app.state.audit = Desk(
-                credentials=_Credentials(pool),
+                credentials=StoredCredentials(pool),
                 accesses=StoredAccesses(pool),
                 reading=partial(reading_of, audit_pool),
                 ledger=writer,
@@ -291,11 +298,23 @@ def gateway_app(
                 await lease.end_all()
             await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
-            keeping = asyncio.create_task(lease.keep())
-            stack.callback(keeping.cancel)
+            revocations = RevocationWatch(dsn, switchboard.keys_in_use, switchboard.revoke)
+            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run()):
+                stack.callback(asyncio.create_task(keeping).cancel)
             yield
 
     return make_app(lifespan, development=settings.development, origins=settings.cors_origins)
+
+
+def rate_limits_of(settings: Settings) -> Defaults:
+    return Defaults(
+        requests_per_second=settings.requests_per_second,
+        request_burst=settings.rate_limit_burst,
+        tokens_per_minute=settings.rate_limit_tokens_per_minute,
+        financial_per_second=settings.financial_requests_per_second,
+        financial_burst=settings.financial_rate_limit_burst,
+        wrong_credentials_per_minute=settings.wrong_credentials_max,
+    )
 
 
 def timeouts_of(settings: Settings) -> Timeouts:

@@ -12,17 +12,17 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import click
 import psycopg
 
-from adapters.postgres import credentials, migrate, roles
+from adapters.postgres import api_keys, credentials, migrate, roles
 from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
 from api.command_line import data_dir_option, explained, settings_of
 from domain.eventsourced import Actor
+from domain.keys import ROLES, SCOPES, AccountLimits, Role, Scope
 from domain.ledger import GrantCredit, OpenAccount
 from domain.money import NotAnAmount, format_usd, parse_usd
 
@@ -117,18 +117,35 @@ def keys() -> None:
 @click.option("--account", help="The account's id, opened if it is new; without it one is made up.")
 @click.option("--credit", default="0", metavar="USD", help="Promotional credit to grant, such as 5 or 2.50.")
 @click.option("--name", default="", help="A name for the key.")
-@click.option("--role", type=click.Choice(get_args(credentials.Role)), default="consumer", show_default=True)
+@click.option("--role", type=click.Choice(ROLES), default="consumer", show_default=True)
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    help="What a consumer's key may do; give it twice for both (default inference).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the key alone.")
 @data_dir_option
 @explained
 def create_key(
-    account: str | None, credit: str, name: str, role: credentials.Role, as_json: bool, data_dir: Path | None
+    account: str | None,
+    credit: str,
+    name: str,
+    role: Role,
+    scopes: tuple[Scope, ...],
+    as_json: bool,
+    data_dir: Path | None,
 ) -> None:
     """Make an API key. Stdout carries the key alone; it is not shown again."""
     try:
         amount = parse_usd(credit)
     except NotAnAmount as error:
         raise click.BadParameter(str(error), param_hint="--credit") from None
+    if scopes and role != "consumer":
+        raise click.BadParameter(
+            f"only a consumer's key has scopes; leave it out with --role {role}", param_hint="--scope"
+        )
     account_id = account or f"acct_{secrets.token_hex(12)}"
     settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, bootstrap.ledger_writer(dsn, settings) as writer:
@@ -145,7 +162,7 @@ def create_key(
                         reference=reference,
                     )
                 )
-            key = credentials.create_api_key(connection, account_id, name[:64], role)
+            key = credentials.create_api_key(connection, account_id, name[:64], role, scopes)
     if as_json:
         facts = {
             "api_key": key.secret,
@@ -171,6 +188,35 @@ def revoke_key(key_or_id: str, data_dir: Path | None) -> None:
         if not credentials.revoke_api_key(connection, key_or_id):
             raise click.ClickException("there is no active key like that")
     click.echo("revoked")
+
+
+@main.group()
+def accounts() -> None:
+    """Accounts and their limits."""
+
+
+@accounts.command(name="limit")
+@click.option("--account", required=True, help="The account's id.")
+@click.option(
+    "--requests-per-second", type=click.FloatRange(0), help="0 lifts the limit; left out: as in the settings."
+)
+@click.option("--burst", type=click.IntRange(1), help="Requests at once.")
+@click.option("--tokens-per-minute", type=click.IntRange(0), help="0 lifts the limit; left out: as in the settings.")
+@data_dir_option
+@explained
+def limit_account(
+    account: str,
+    requests_per_second: float | None,
+    burst: int | None,
+    tokens_per_minute: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Set the rate limits of one account, all of them at once. They hold from the next request on."""
+    limits = AccountLimits(requests_per_second, burst, tokens_per_minute)
+    settings = settings_of(data_dir=data_dir)
+    with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        api_keys.set_account_limits(connection, account, limits)
+    click.echo("set")
 
 
 @main.group(name="provider-tokens")

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from api.consumer.attempt import MachineLink
 from api.consumer.inference import Timeouts, Tools
+from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Ledger, Sealing
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Replies, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from api.public.ports import TransparencyLog
@@ -46,6 +47,9 @@ class Coordinator:
         books: Books,
         transparency: TransparencyLog,
         credentials: Credentials,
+        keys: Keys,
+        replies: Replies,
+        rate_limits: RateLimits,
         jobs: Jobs,
         fleet: Fleet,
         sealing: Sealing,
@@ -61,6 +65,9 @@ class Coordinator:
         self.books = books
         self.transparency = transparency
         self.credentials = credentials
+        self.keys = keys
+        self.replies = replies
+        self.rate_limits = rate_limits
         self.jobs = jobs
         self.fleet = fleet
         self.sealing = sealing
@@ -83,6 +90,7 @@ class Coordinator:
             gateway_id=lambda: self.gateway_id,
             timeouts=timeouts,
             end_later=self.end_later,
+            observe=fleet.observe,
         )
         self.surroundings = Surroundings(
             ledger=ledger,
@@ -96,11 +104,27 @@ class Coordinator:
             challenge_answer_seconds=settings.challenge_answer_seconds,
             heartbeat_age_seconds_max=settings.heartbeat_age_seconds_max,
             drained=lambda: self.draining,
+            size_of=catalog.size_of,
         )
 
     @property
     def gateway_id(self) -> UUID:
         return self._gateway.gateway_id
+
+    async def keep_fleet(self) -> None:
+        """Write what gathered about the machines, tick by tick, until cancelled."""
+        while True:
+            await self.fleet.tick()
+            try:
+                flushed = await self.fleet.flush()
+                for job in flushed.woken:
+                    await self.jobs.send(job)
+            except DarkbloomError as error:
+                log.warning("the fleet is written with the next tick: %s", type(error).__name__)
+                continue
+            for session in self.registry.all():
+                if session.identity.machine_id in flushed.changed:
+                    await session.announce()
 
     def end_later(self, job: SettleJob | ReleaseJob) -> None:
         """Hand an end to the scheduler, however often that has to be tried while this process lives."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import error_response
+from api.errors import ANSWER_HEADERS, REQUEST_ID, error_response
 from domain.errors import InternalError
 
 access_log = logging.getLogger("darkbloom.access")
@@ -30,7 +30,11 @@ _ALLOWED_HEADERS = (
 EXPOSED_HEADERS = (
     "X-Request-ID, request-id, X-Inference-Job-ID, X-Provider-Attested, X-Provider-Trust-Level, X-Provider-Chip, "
     "X-Provider-Id, X-Provider-Model, X-Provider-Encrypted, X-Provider-Secure-Enclave, X-Attestation-Se-Public-Key, "
-    "X-SE-Signature, X-Response-Hash, X-Timing, X-Darkbloom-Mode, Retry-After"
+    "X-SE-Signature, X-Response-Hash, X-Timing, X-Darkbloom-Mode, Retry-After, X-RateLimit-Reset, Idempotent-Replayed, "
+    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    "anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining, anthropic-ratelimit-requests-reset, "
+    "anthropic-ratelimit-tokens-limit, anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
 )
 
 
@@ -53,6 +57,9 @@ class Edge:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _ACCEPTED_ID.fullmatch(sent_id) else new_request_id()
+        scope[REQUEST_ID] = request_id
+        more: dict[str, str] = {}
+        scope[ANSWER_HEADERS] = more
         started = time.perf_counter()
         status = 0
 
@@ -61,6 +68,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._add_headers(MutableHeaders(scope=message), headers, request_id)
+                MutableHeaders(scope=message).update(more)
             await send(message)
 
         try:
@@ -72,7 +80,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing that a request causes may end the server
             log.error("request %s crashed: %s\n%s", request_id, type(error).__name__, _frames(error))
             if not status:
-                await error_response(InternalError())(scope, receive, send_with_headers)
+                await error_response(InternalError(), scope)(scope, receive, send_with_headers)
         finally:
             access_log.info(
                 "%s %s %d %.1f ms id=%s",

@@ -23,8 +23,8 @@ async def health(request: Request) -> Response:
 
 @router.get("/readyz")
 async def ready(request: Request) -> Response:
-    """503 while this gateway drains."""
+    """503 while this gateway drains, and once its ledger has stopped."""
     coordinator: Coordinator = request.app.state.coordinator
-    status = 503 if coordinator.draining else 200
-    body = {"status": "draining" if coordinator.draining else "ready"}
-    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
+    state = "halted" if coordinator.ledger.halted else "draining" if coordinator.draining else "ready"
+    body = msgspec.json.encode({"status": state})
+    return Response(body, status_code=200 if state == "ready" else 503, media_type="application/json")

@@ -29,12 +29,17 @@ class ConsumerGone(NamedTuple):
     """Whoever asked has hung up."""
 
 
+class KeyRevoked(NamedTuple):
+    """The key that a request was made with is revoked."""
+
+
 class Aborted(NamedTuple):
     """This gateway cannot finish the request: it stops, or it lost its lease."""
 
 
 JobEvent = InferenceAccepted | InferenceResponseChunk | InferenceComplete | InferenceError | MachineLost
-Item = JobEvent | Notice | ConsumerGone | Aborted
+Interruption = ConsumerGone | KeyRevoked | Aborted
+Item = JobEvent | Notice | Interruption
 
 
 class InboxOverflow(Exception):
@@ -62,7 +67,7 @@ class Inbox:
             self._items.append(item)
         self._wake_reader()
 
-    def interrupt(self, item: ConsumerGone | Aborted) -> None:
+    def interrupt(self, item: Interruption) -> None:
         """Put what makes everything that waits pointless."""
         self._items.appendleft(item)
         self._wake_reader()
@@ -115,18 +120,30 @@ class Switchboard:
 
     def __init__(self) -> None:
         self._inboxes: dict[UUID, Inbox] = {}
+        self._keys: dict[UUID, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._inboxes)
 
-    def open(self, request_id: UUID) -> Inbox:
+    def open(self, request_id: UUID, key_id: str = "") -> Inbox:
+        self._keys[request_id] = key_id
         self._loop = asyncio.get_running_loop()
         inbox = self._inboxes[request_id] = Inbox()
         return inbox
 
     def close(self, request_id: UUID) -> None:
         self._inboxes.pop(request_id, None)
+        self._keys.pop(request_id, None)
+
+    def keys_in_use(self) -> set[str]:
+        return set(self._keys.values())
+
+    def revoke(self, key_id: str) -> None:
+        """Interrupt every request of a key."""
+        for request_id, used in list(self._keys.items()):
+            if used == key_id:
+                self._inboxes[request_id].interrupt(KeyRevoked())
 
     def hand_over(self, notice: Notice) -> bool:
         """Take a notice from any thread; whether anybody waits for it."""

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
+from domain.keys import Caller, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
 from domain.requests import RequestReleased, RequestSettled
-from domain.routing import Snapshot
+from domain.routing import Health, Load, Observation, Snapshot
 
 R = TypeVar("R")
-
-
-class Caller(NamedTuple):
-    """Who a credential stands for. ``role`` is consumer, auditor or admin."""
-
-    account_id: str
-    key_id: str
-    role: str = "consumer"
 
 
 class UsageRow(NamedTuple):
@@ -33,7 +26,54 @@ class UsageRow(NamedTuple):
     position: int
 
 
+class MachineRecord(Protocol):
+    """A machine of an account as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
+    ``asked_at`` are by model, times are Unix seconds."""
+
+    @property
+    def machine_id(self) -> str: ...
+
+    @property
+    def chip(self) -> str: ...
+
+    @property
+    def machine_model(self) -> str: ...
+
+    @property
+    def models(self) -> Sequence[str]: ...
+
+    @property
+    def last_seen_at(self) -> float: ...
+
+    @property
+    def health(self) -> Health: ...
+
+    @property
+    def snapshot(self) -> Snapshot | None: ...
+
+    @property
+    def loads(self) -> Mapping[str, Load]: ...
+
+    @property
+    def asked_at(self) -> Mapping[str, float]: ...
+
+
+class Flushed(Protocol):
+    @property
+    def woken(self) -> Sequence[DispatchJob]: ...
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Machines that were put aside or let back."""
+        ...
+
+
 class Ledger(Protocol):
+    @property
+    def halted(self) -> bool:
+        """Whether it stopped for good rather than break the books."""
+        ...
+
     async def run(self, command: Command[R]) -> R: ...
 
 
@@ -44,12 +84,49 @@ class Books(Protocol):
 
     async def usage(self, account_id: str, *, before_position: int, limit: int) -> Sequence[UsageRow]: ...
 
+    async def usage_of(self, account_id: str, job_id: UUID) -> UsageRow | None:
+        """One settled request of the account."""
+        ...
+
 
 class Credentials(Protocol):
     async def find_api_key(self, token: str) -> Caller | None: ...
 
     async def find_provider_token(self, token: str) -> str | None:
         """The account that the token links a machine to."""
+        ...
+
+
+class Keys(Protocol):
+    """An account's own keys."""
+
+    async def create(self, account_id: str, settings: KeySettings) -> MadeKey:
+        """Raises Conflict when the account has as many active keys as it may have."""
+        ...
+
+    async def list_of(self, account_id: str, *, include_revoked: bool) -> Sequence[KeyEntry]: ...
+
+    async def revoke(self, account_id: str, key_or_id: str) -> bool: ...
+
+
+class ReplyClaim(Protocol):
+    """The right to answer for one idempotency key. One of both methods is called."""
+
+    async def keep(self, content: bytes) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+class Replies(Protocol):
+    async def claim(
+        self, credential: str, idempotency_key: str, target: str, body: bytes, gateway_id: UUID
+    ) -> bytes | ReplyClaim:
+        """What was kept for this key, or the claim to make it.
+
+        Raises:
+            IdempotencyConflict: the key was used with another body.
+            IdempotencyInFlight: the first request is still being answered.
+        """
         ...
 
 
@@ -68,7 +145,35 @@ class Jobs(Protocol):
 class Fleet(Protocol):
     """The fleet table. Methods that free capacity return the waiting requests that may use it now."""
 
-    async def announce(self, snapshot: Snapshot, *, routable: bool) -> Sequence[DispatchJob]: ...
+    async def meet(self, snapshot: Snapshot) -> None:
+        """A machine proved who it is: recall how it fared so far."""
+        ...
+
+    def health_of(self, machine_id: str) -> Health: ...
+
+    def forget(self, machine_id: str) -> None: ...
+
+    async def announce(
+        self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()
+    ) -> Sequence[DispatchJob]:
+        """Write a machine's state at once. ``broken`` are models that it cannot serve though it is routable."""
+        ...
+
+    def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
+        """Write it with the next tick."""
+        ...
+
+    def observe(self, machine_id: str, seen: Observation) -> None: ...
+
+    async def tick(self) -> None:
+        """Wait for the next time to flush."""
+        ...
+
+    async def flush(self) -> Flushed:
+        """Write what gathered. Raises ServiceUnavailable when the database does not answer."""
+        ...
+
+    async def machines_of(self, account_id: str, machine_id: str | None = None) -> Sequence[MachineRecord]: ...
 
     async def withdraw(self, session_id: str) -> None: ...
 

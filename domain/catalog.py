@@ -104,6 +104,17 @@ class Catalog:
     def get(self, model_id: str) -> CatalogModel | None:
         return self._models.get(model_id)
 
+    def active(self) -> list[CatalogModel]:
+        """All listed models, in order of their ids."""
+        return [self._models[model_id] for model_id in sorted(self._models)]
+
+    def size_of(self, model_id: str) -> float | None:
+        """A model's size, 0 when nobody knows it, None for a model that nobody can ask for."""
+        model = self._models.get(model_id)
+        if model is not None:
+            return model.size_gb
+        return 0.0 if self.open_to_unlisted else None
+
     def unlisted(self, model_id: str, context_length: int) -> CatalogModel:
         """A stand-in entry for a model that only its machines describe."""
         bound = context_length or 8_192

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from domain.requests import JobFailure
-from domain.routing import Snapshot
+from domain.routing import ANY_MACHINE, Constraints, Snapshot
 
 
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +31,7 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: UUID
     deadline: float
     may_wait: bool = True
+    constraints: Constraints = ANY_MACHINE
 
 
 class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,19 +73,24 @@ class Assigned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """No slot is free; the request keeps its place. ``machines`` is how many connected ones offer the model."""
+    """No slot is free; the request keeps its place. ``machines`` is how many connected ones offer the model to it,
+    ``position`` its place in the queue with 1 for the first, ``wait_seconds`` an estimate, None when there is none."""
 
     request_id: UUID
     attempt: int
     machines: int
+    position: int = 1
+    wait_seconds: float | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The attempt will not be dispatched: ``queue_full``, ``no_machine`` or ``ended``."""
+    """The attempt will not be dispatched: ``queue_full``, ``hopeless`` or ``no_machine``. ``retry_after_seconds`` is
+    there when an estimate says it."""
 
     request_id: UUID
     attempt: int
     reason: str
+    retry_after_seconds: int | None = None
 
 
 Notice = Assigned | Waiting | Refused

@@ -2,9 +2,11 @@
 
     DarkbloomError
     ├── InvalidRequest              400
+    │   ├── BadRequest
     │   └── PayloadTooLarge         413
     ├── AuthenticationFailed        401
     ├── InsufficientFunds           402
+    │   └── KeyLimitReached
     ├── Forbidden                   403
     ├── NotFound                    404
     │   ├── ModelNotFound
@@ -12,12 +14,16 @@
     │   └── UnknownRequest
     ├── MethodNotAllowed            405
     ├── Conflict                    409
-    │   └── CheckpointPending
+    │   ├── CheckpointPending
+    │   ├── IdempotencyConflict
+    │   └── IdempotencyInFlight
+    ├── RateLimited                 429
     ├── InternalError               500
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
     ├── LedgerUnavailable           503
-    │   └── LedgerBusy
+    │   ├── LedgerBusy
+    │   └── LedgerHalted
     ├── ServiceUnavailable          503
     ├── AttemptTimedOut             504
     └── InvariantViolated           500, never the caller's fault
@@ -38,6 +44,8 @@ class DarkbloomError(Exception):
     code: ClassVar[str | None] = None
     http_status: int = 500
     retry_after_seconds: int | None = None
+    should_retry: bool | None = None
+    """Said outright where the status alone would make client packages decide wrongly."""
 
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         self.message = message or inspect.getdoc(type(self)) or type(self).__name__
@@ -55,6 +63,12 @@ class InvalidRequest(DarkbloomError):
 
     type = "invalid_request_error"
     http_status = 400
+
+
+class BadRequest(InvalidRequest):
+    """The request does not say what it is about."""
+
+    type = "bad_request"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -77,6 +91,11 @@ class InsufficientFunds(DarkbloomError):
     type = "insufficient_funds"
     code = "insufficient_quota"
     http_status = 402
+    should_retry = False
+
+
+class KeyLimitReached(InsufficientFunds):
+    """This API key's own spend limit does not cover the most that this request can cost."""
 
 
 class Forbidden(DarkbloomError):
@@ -132,6 +151,32 @@ class CheckpointPending(Conflict):
     retry_after_seconds = 2
 
 
+class IdempotencyConflict(Conflict):
+    """This Idempotency-Key was used with another request before; choose a new key for a new request."""
+
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+    should_retry = False
+
+
+class IdempotencyInFlight(Conflict):
+    """The first request with this Idempotency-Key is still being answered; ask again for its answer."""
+
+    code = "idempotency_in_flight"
+    retry_after_seconds = 1
+
+
+class RateLimited(DarkbloomError):
+    """Too many requests; wait as long as Retry-After says."""
+
+    type = "rate_limit_exceeded"
+    http_status = 429
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class InternalError(DarkbloomError):
     """The server made a mistake; nothing was charged. Quote the request id when you report it."""
 
@@ -147,6 +192,7 @@ class ProviderFailed(DarkbloomError):
     def __init__(self, message: str | None = None, *, http_status: int = 502) -> None:
         super().__init__(message)
         self.http_status = http_status
+        self.should_retry = False if http_status == 504 else None
 
 
 class ModelNotAvailable(DarkbloomError):
@@ -169,6 +215,12 @@ class LedgerBusy(LedgerUnavailable):
     """The ledger has more work waiting than it accepts; nothing was charged, try again."""
 
 
+class LedgerHalted(LedgerUnavailable):
+    """The ledger stopped because its books would no longer add up; nothing was charged. An operator has to look."""
+
+    retry_after_seconds = 60
+
+
 class ServiceUnavailable(DarkbloomError):
     """The service is shutting down or lost its lease; nothing was charged, try again."""
 
@@ -182,6 +234,7 @@ class AttemptTimedOut(DarkbloomError):
 
     type = "timeout"
     http_status = 504
+    should_retry = False
 
 
 class InvariantViolated(DarkbloomError):

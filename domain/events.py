@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from domain import accounts, adjustments, journal, machines, periods, requests, wallet
+from domain import accounts, adjustments, journal, key_budgets, machines, periods, requests, wallet
 from domain.eventsourced import DomainEvent
 from domain.upcasts import UPCASTS
 
@@ -22,6 +22,9 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     wallet.HoldReleased,
     wallet.WalletAdjusted,
     journal.JournalEntryPosted,
+    key_budgets.KeySpendHeld,
+    key_budgets.KeySpendCaptured,
+    key_budgets.KeySpendReleased,
     requests.RequestAdmitted,
     requests.JobDispatched,
     requests.JobFailed,

@@ -13,11 +13,12 @@ from uuid import UUID
 
 import msgspec
 
-from domain import journal
+from domain import journal, key_budgets
 from domain.accounts import Account, AccountOpened
 from domain.errors import Conflict, InsufficientFunds, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, DomainEvent, Ref, ref
 from domain.journal import JournalEntry, JournalEntryPosted, Posting
+from domain.key_budgets import KeyBudget, KeyLimit
 from domain.machines import (
     MachineLinked,
     MachineRegistered,
@@ -159,13 +160,16 @@ class GrantCredit(Operation[Balance], frozen=True, kw_only=True):
 class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     """Hold the most that a request can cost, before any work is done for it.
 
+    With ``self_route`` only machines of the same account may serve it, which costs nothing, so nothing is held.
+
     Raises:
-        InsufficientFunds: the balance is below the hold. Nothing is recorded.
+        InsufficientFunds: the balance is below the hold, or the key's own limit is. Nothing is recorded.
     """
 
     request_id: UUID
     account_id: str
     key_id: str
+    key_limit: KeyLimit | None = None
     gateway_id: str
     model: str
     prompt_estimate: int
@@ -173,13 +177,17 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     output_bound: int
     quote: Quote
     expires_at: datetime
+    self_route: bool = False
 
     @property
     def reserved_micro_usd(self) -> int:
+        if self.self_route:
+            return 0
         return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
 
     def needs(self) -> Sequence[Ref]:
-        return ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+        request, wallet = ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
+        return request, wallet, ref(KeyBudget, self.key_id)  # its end needs the budget, so that it is in memory then
 
     def decide(self, unit: Unit) -> RequestAdmitted:
         request = unit.get(InferenceRequest, str(self.request_id))
@@ -189,15 +197,18 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         reserved = self.reserved_micro_usd
         if wallet.balance < reserved:
             raise InsufficientFunds
-        unit.record(
-            wallet,
-            HoldPlaced,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            amount=reserved,
-            expires_at=self.expires_at,
-            purpose="inference",
-        )
+        if not self.self_route:
+            if self.key_limit is not None:
+                key_budgets.hold(unit, self.key_id, str(self.request_id), reserved, self.key_limit)
+            unit.record(
+                wallet,
+                HoldPlaced,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                amount=reserved,
+                expires_at=self.expires_at,
+                purpose="inference",
+            )
         unit.record(
             request,
             RequestAdmitted,
@@ -211,7 +222,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             output_bound=self.output_bound,
             reserved=reserved,
             quote=self.quote,
-            self_route=False,
+            self_route=self.self_route,
             expires_at=self.expires_at,
         )
         return cast("RequestAdmitted", request.admission)
@@ -240,6 +251,8 @@ class Dispatch(Operation[bool], frozen=True, kw_only=True):
             raise UnknownRequest
         if request.end is not None:
             return False
+        if request.admission.self_route and self.provider_account_id != request.admission.account_id:
+            raise Conflict("a request that is restricted to one's own machines goes to no other")
         _record_failures(unit, request, self.failures)
         job_id = str(job_id_of(self.request_id, self.attempt))
         if job_id not in request.jobs:
@@ -286,9 +299,12 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             raise Conflict("counts of tokens are never below zero")
         # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
+        budget = unit.get(KeyBudget, admission.key_id)
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
-        self._move_money(unit, settled, payee)
+        if not admission.self_route:
+            self._move_money(unit, settled, payee)
+            key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
         return settled
 
     def _record_completion(
@@ -402,15 +418,18 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
             return request.end
         if request.admission is None or request.admission.account_id != self.account_id:
             raise UnknownRequest
+        budget = unit.get(KeyBudget, request.admission.key_id)
         _record_failures(unit, request, self.failures)
-        unit.record(
-            unit.get(Wallet, self.account_id),
-            HoldReleased,
-            account_id=self.account_id,
-            hold_id=str(self.request_id),
-            released=request.admission.reserved,
-            reason=self.reason,
-        )
+        if not request.admission.self_route:
+            key_budgets.release(unit, budget, str(self.request_id))
+            unit.record(
+                unit.get(Wallet, self.account_id),
+                HoldReleased,
+                account_id=self.account_id,
+                hold_id=str(self.request_id),
+                released=request.admission.reserved,
+                reason=self.reason,
+            )
         unit.record(
             request,
             RequestReleased,

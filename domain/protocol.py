@@ -25,6 +25,8 @@ HEARTBEAT_INTERVAL_SECONDS = 5.0
 PING_INTERVAL_SECONDS = 10.0
 PONG_TIMEOUT_SECONDS = 30.0
 
+REASON_SEPARATOR = " | "
+
 STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
 
@@ -243,7 +245,8 @@ class RuntimeStatus(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
 
 
 class TrustStatus(msgspec.Struct, frozen=True, tag_field="type", tag="trust_status"):
-    """Tells the operator the coordinator's verdict: ``reason`` is empty when the machine gets work."""
+    """Tells the operator the coordinator's verdict: ``reason`` is empty when the machine gets work, else one sentence
+    a cause, with what to do, with REASON_SEPARATOR between them."""
 
     trust_level: str
     status: str

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
 from domain.ledger import Balance
 from projections.balances import BALANCE_OF, balance_of
-from projections.usage import USAGE_PAGE
+from projections.usage import USAGE_OF, USAGE_PAGE
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[tuple[Any, ...]]]]
 
@@ -29,3 +30,8 @@ class StoredBooks:
         async with self._connect() as connection:
             cursor = await connection.execute(USAGE_PAGE, (account_id, before_position, limit), prepare=True)
             return await cursor.fetchall()
+
+    async def usage_of(self, account_id: str, job_id: UUID) -> tuple[Any, ...] | None:
+        """One settled request, if it is the account's."""
+        async with self._connect() as connection:
+            return await (await connection.execute(USAGE_OF, (job_id, account_id), prepare=True)).fetchone()

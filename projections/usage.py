@@ -31,6 +31,11 @@ WHERE account_id = %s AND position < %s ORDER BY position DESC LIMIT %s
 """
 """An account's usage, newest first, from before a position."""
 
+USAGE_OF = """
+SELECT job_id, model, prompt_tokens, completion_tokens, cost_micro_usd, settled_at, position FROM usage_entries
+WHERE job_id = %s AND account_id = %s
+"""
+
 
 class UsageEntries:
     """Written with the settlement itself, and by a replay. Free requests are not listed."""

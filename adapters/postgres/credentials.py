@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from adapters.postgres import sql
 from adapters.postgres.pool import AsyncConnection, connection_of
+from domain.key_budgets import KeyLimit
+from domain.keys import AccountLimits, Caller, KeySettings, Role, Scope, default_scopes
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 API_KEY_PREFIX = "eigeninference-"
-
-Role = Literal["consumer", "auditor", "admin"]
-"""What a key may do: run inference, read the books, or change them."""
 
 
 class NewKey(NamedTuple):
@@ -31,36 +31,39 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-class FoundKey(NamedTuple):
-    """An active key."""
-
-    account_id: str
-    key_id: str
-    role: Role
-
-
-def create_api_key(
-    connection: psycopg.Connection[object], account_id: str, name: str, role: Role = "consumer"
-) -> NewKey:
+def new_key() -> NewKey:
     random = secrets.token_hex(32)
-    key = NewKey(
+    return NewKey(
         secret=API_KEY_PREFIX + random,
         key_id=f"key_{secrets.token_hex(8)}",
         label=f"{API_KEY_PREFIX}{random[:4]}…{random[-4:]}",
     )
-    connection.execute(sql.INSERT_API_KEY, (hash_of(key.secret), key.key_id, key.label, name, account_id, role))
+
+
+def create_api_key(
+    connection: psycopg.Connection[object],
+    account_id: str,
+    name: str,
+    role: Role = "consumer",
+    scopes: Sequence[Scope] = (),
+) -> NewKey:
+    """Without scopes it gets those that are usual for its role."""
+    key = new_key()
+    values = (hash_of(key.secret), key.key_id, key.label, name, account_id, role, list(scopes or default_scopes(role)))
+    connection.execute(sql.INSERT_API_KEY, values)
     return key
 
 
-def find_api_key(connection: psycopg.Connection[tuple[Any, ...]], token: str) -> FoundKey | None:
+def find_api_key(connection: psycopg.Connection[tuple[Any, ...]], token: str) -> Caller | None:
     """The active key of a secret, for commands that act in somebody's name."""
     row = connection.execute(sql.FIND_API_KEY, (hash_of(token),)).fetchone()
-    return FoundKey(*row) if row else None
+    return _caller(row) if row else None
 
 
 def revoke_api_key(connection: psycopg.Connection[object], key_or_id: str) -> bool:
     """Revoke a key by its secret or its id; False when there is no such active key."""
-    return connection.execute(sql.REVOKE_API_KEY, (key_or_id, hash_of(key_or_id))).fetchone() is not None
+    key = {"key": key_or_id, "key_hash": hash_of(key_or_id), "account_id": None}
+    return connection.execute(sql.REVOKE_API_KEY, key).fetchone() is not None
 
 
 def create_provider_token(connection: psycopg.Connection[object], account_id: str) -> str:
@@ -75,11 +78,17 @@ class StoredCredentials:
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
         self._pool = pool
 
-    async def find_api_key(self, token: str) -> tuple[str, str, str] | None:
-        """(account id, key id, role)"""
+    async def find_api_key(self, token: str) -> Caller | None:
+        """The active key of a secret; that it was used is noted."""
         async with connection_of(self._pool) as connection:
             row = await (await connection.execute(sql.FIND_API_KEY, (hash_of(token),), prepare=True)).fetchone()
-        return (row[0], row[1], row[2]) if row else None
+            if row is None:
+                return None
+            *_, use_is_news = row
+            caller = _caller(row)
+            if use_is_news:
+                await connection.execute(sql.NOTE_KEY_USE, (caller.key_id,))
+        return caller
 
     async def find_provider_token(self, token: str) -> str | None:
         if not token:
@@ -87,3 +96,15 @@ class StoredCredentials:
         async with connection_of(self._pool) as connection:
             row = await (await connection.execute(sql.FIND_PROVIDER_TOKEN, (hash_of(token),))).fetchone()
         return str(row[0]) if row else None
+
+
+def _caller(row: tuple[Any, ...]) -> Caller:
+    account_id, key_id, role, scopes, limit, reset, requests, tokens, *account_limits, _ = row
+    settings = KeySettings(
+        role=role,
+        scopes=tuple(scopes),
+        spend_limit=None if limit is None else KeyLimit(limit, reset),
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+    )
+    return Caller(account_id, key_id, settings, AccountLimits(*account_limits))

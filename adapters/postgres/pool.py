@@ -25,10 +25,21 @@ _checks: set[asyncio.Task[None]] = set()
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
+def _plan_once(connection: psycopg.Connection[Any]) -> None:
+    """Prepared statements keep their first plan: they are made so that one fits all, and planning takes longer."""
+    connection.execute("SET plan_cache_mode = force_generic_plan")
+
+
 def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
     """A pool for threads; every statement is its own transaction unless one is begun."""
     return ConnectionPool(
-        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True} | KEEPALIVE, open=True, timeout=10.0
+        dsn,
+        min_size=1,
+        max_size=size_max,
+        kwargs={"autocommit": True} | KEEPALIVE,
+        configure=_plan_once,
+        open=True,
+        timeout=10.0,
     )
 
 

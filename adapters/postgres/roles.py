@@ -18,6 +18,7 @@ from adapters.postgres.migrate import DatabaseUnusable
 SECRET_COLUMNS: Mapping[str, frozenset[str]] = {
     "api_keys": frozenset({"key_hash"}),
     "provider_tokens": frozenset({"token_hash"}),
+    "replies": frozenset({"sealed"}),
 }
 """What an auditor has no business to see."""
 

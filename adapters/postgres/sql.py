@@ -67,15 +67,90 @@ EVENT_AT = "SELECT originator_id, originator_version, state FROM events WHERE po
 # --- credentials -----------------------------------------------------------------------------------------------------
 
 INSERT_API_KEY = """
-INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
-FIND_API_KEY = "SELECT account_id, key_id, role FROM api_keys WHERE key_hash = %s AND revoked_at IS NULL"
+FIND_API_KEY = """
+SELECT k.account_id, k.key_id, k.role, k.scopes, k.spend_limit_micro_usd, k.spend_reset,
+       k.requests_per_minute, k.tokens_per_minute, a.requests_per_second, a.request_burst, a.tokens_per_minute,
+       k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute' AS use_is_news
+FROM api_keys k LEFT JOIN account_limits a USING (account_id)
+WHERE k.key_hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
+"""An active key with its own limits and its account's."""
+
+NOTE_KEY_USE = """
+UPDATE api_keys SET last_used_at = now() WHERE key_id IN (
+    SELECT key_id FROM api_keys WHERE key_id = %s
+        AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute') FOR NO KEY UPDATE SKIP LOCKED)
+"""
+"""Note that a key was used; of many requests at once one writes and none waits."""
+
 REVOKE_API_KEY = """
-UPDATE api_keys SET revoked_at = now()
-WHERE (key_id = %s OR key_hash = %s) AND revoked_at IS NULL RETURNING key_id
+WITH revoked AS (
+    UPDATE api_keys SET revoked_at = now()
+    WHERE (key_id = %(key)s OR key_hash = %(key_hash)s) AND revoked_at IS NULL
+        AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s)
+    RETURNING key_id
+)
+SELECT key_id, pg_notify('keys_revoked', key_id) FROM revoked
 """
+"""Revoke a key of an account, or of any; gateways that serve requests of it hear of it at the commit."""
+CREATE_API_KEY = """
+INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes, expires_at, spend_limit_micro_usd,
+                      spend_reset, requests_per_minute, tokens_per_minute)
+SELECT %(key_hash)s, %(key_id)s, %(label)s, %(name)s, %(account_id)s, %(role)s, %(scopes)s, %(expires_at)s,
+       %(spend_limit_micro_usd)s, %(spend_reset)s, %(requests_per_minute)s, %(tokens_per_minute)s
+WHERE (SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL
+       AND (expires_at IS NULL OR expires_at > now())) < %(keys_max)s
+RETURNING created_at
+"""
+"""A new key; no row comes back when the account has as many active ones as it may have."""
+
+LOCK_ACCOUNT_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended('api_keys:' || %s, 0))"
+"""One creation at a time for an account, so that its keys can be counted."""
+
+ACCOUNT_KEYS = """
+SELECT key_id, label, name, role, scopes, expires_at, spend_limit_micro_usd, spend_reset, requests_per_minute,
+       tokens_per_minute, created_at, last_used_at, revoked_at FROM api_keys
+WHERE account_id = %(account_id)s
+    AND (%(include_revoked)s OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())))
+ORDER BY created_at DESC, key_id LIMIT 1000
+"""
+REVOKED_AMONG = "SELECT key_id FROM api_keys WHERE key_id = ANY(%s) AND revoked_at IS NOT NULL"
+
+SET_ACCOUNT_LIMITS = """
+INSERT INTO account_limits (account_id, requests_per_second, request_burst, tokens_per_minute) VALUES (%s, %s, %s, %s)
+ON CONFLICT (account_id) DO UPDATE SET requests_per_second = excluded.requests_per_second,
+    request_burst = excluded.request_burst, tokens_per_minute = excluded.tokens_per_minute
+"""
+
 INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id) VALUES (%s, %s)"
 FIND_PROVIDER_TOKEN = "SELECT account_id FROM provider_tokens WHERE token_hash = %s AND revoked_at IS NULL"
+
+# --- replies to requests that carry an idempotency key --------------------------------------------------------------
+
+CLAIM_REPLY = """
+INSERT INTO replies (name, fingerprint, claim_id, gateway_id, expires_at)
+VALUES (%(name)s, %(fingerprint)s, %(claim_id)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s))
+ON CONFLICT (name) DO UPDATE SET fingerprint = excluded.fingerprint, claim_id = excluded.claim_id,
+    gateway_id = excluded.gateway_id, expires_at = excluded.expires_at, sealed = NULL
+WHERE replies.expires_at < now() OR (replies.sealed IS NULL AND NOT EXISTS (
+    SELECT FROM gateways g WHERE g.gateway_id = replies.gateway_id AND g.lease_until > now()))
+RETURNING claim_id
+"""
+"""Be the first to use a key. What a dead gateway began does not count, nor what is past its time."""
+
+FIND_REPLY = "SELECT fingerprint, sealed FROM replies WHERE name = %s"
+
+KEEP_REPLY = """
+WITH old AS (DELETE FROM replies WHERE name IN (SELECT name FROM replies WHERE expires_at < now() LIMIT 100))
+UPDATE replies SET sealed = %(sealed)s, expires_at = now() + make_interval(secs => %(seconds)s)
+WHERE name = %(name)s AND claim_id = %(claim_id)s
+"""
+"""Keep a reply for a while, and forget some that are past theirs."""
+
+DROP_REPLY = "DELETE FROM replies WHERE name = %(name)s AND claim_id = %(claim_id)s AND sealed IS NULL"
 
 # --- auditors --------------------------------------------------------------------------------------------------------
 
@@ -139,47 +214,156 @@ AND NOT EXISTS (SELECT FROM open_requests r WHERE r.gateway_id = g.gateway_id)
 
 # --- the fleet -------------------------------------------------------------------------------------------------------
 
-ANNOUNCE_MACHINE = """
-INSERT INTO fleet (session_id, gateway_id, models, capacity, routable, snapshot, busy)
-VALUES (%(session_id)s, %(gateway_id)s, %(models)s, %(capacity)s, %(routable)s, %(snapshot)s,
-        (SELECT count(*) FROM claims WHERE session_id = %(session_id)s))
-ON CONFLICT (session_id) DO UPDATE SET gateway_id = excluded.gateway_id, models = excluded.models,
-    capacity = excluded.capacity, routable = excluded.routable, snapshot = excluded.snapshot, updated_at = now()
-RETURNING greatest(capacity - busy, 0)
-"""
-"""Keep one connected machine true; returns its free slots. ``busy`` moves only with claims, so it is left alone."""
-
 # Whoever changes claims locks their machines' rows first, so that two of them never wait for each other.
 
+ANNOUNCE_MACHINES = """
+WITH told AS (
+    SELECT * FROM unnest(%(sessions)s::uuid[], %(gateways)s::uuid[], %(machines)s::text[], %(accounts)s::text[],
+                         %(serials)s::text[], %(trusts)s::smallint[], %(capacities)s::int[], %(routables)s::boolean[],
+                         %(snapshots)s::bytea[])
+    AS told (session_id, gateway_id, machine_id, account_id, serial, trust, capacity, routable, snapshot)
+), kept AS (
+    INSERT INTO fleet (session_id, gateway_id, machine_id, account_id, serial, capacity, routable, snapshot, busy)
+    SELECT session_id, gateway_id, machine_id, account_id, serial, capacity, routable, snapshot,
+           (SELECT count(*) FROM claims c WHERE c.session_id = told.session_id)
+    FROM told ORDER BY session_id
+    ON CONFLICT (session_id) DO UPDATE SET gateway_id = excluded.gateway_id, account_id = excluded.account_id,
+        capacity = excluded.capacity, routable = excluded.routable, snapshot = excluded.snapshot, updated_at = now()
+    RETURNING session_id, machine_id, capacity, routable, busy, xmax = 0 AS is_new
+), offered AS (
+    INSERT INTO fleet_models (session_id, model, gateway_id, trust, routable, capacity, busy, requests_model,
+                              output_tokens_model, short_ms, usual_ms, long_ms, reading_ms, queue_ms, in_flight,
+                              room_gb, put_aside_until)
+    SELECT k.session_id, m.model, t.gateway_id, t.trust, m.routable, k.capacity, k.busy, c.requests, c.output_tokens,
+           m.short_ms, m.usual_ms, m.long_ms, m.reading_ms, m.queue_ms, m.in_flight, m.room_gb,
+           to_timestamp(m.put_aside_until)
+    FROM unnest(%(model_sessions)s::uuid[], %(models)s::text[], %(model_routables)s::boolean[], %(short_ms)s::real[],
+                %(usual_ms)s::real[], %(long_ms)s::real[], %(reading_ms)s::real[], %(queue_ms)s::real[],
+                %(in_flight)s::int[], %(room_gb)s::real[], %(put_aside_until)s::float8[])
+         AS m (session_id, model, routable, short_ms, usual_ms, long_ms, reading_ms, queue_ms, in_flight, room_gb,
+               put_aside_until)
+    JOIN kept k USING (session_id) JOIN told t USING (session_id)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS requests, coalesce(sum(output_tokens), 0) AS output_tokens
+        FROM claims WHERE session_id = k.session_id AND model = m.model
+    ) c
+    ON CONFLICT (session_id, model) DO UPDATE SET gateway_id = excluded.gateway_id, trust = excluded.trust,
+        routable = excluded.routable, capacity = excluded.capacity, busy = excluded.busy,
+        short_ms = excluded.short_ms, usual_ms = excluded.usual_ms, long_ms = excluded.long_ms,
+        reading_ms = excluded.reading_ms,
+        queue_ms = excluded.queue_ms, in_flight = excluded.in_flight, room_gb = excluded.room_gb,
+        put_aside_until = excluded.put_aside_until,
+        (requests_model, output_tokens_model) = (
+            SELECT CASE WHEN is_new THEN excluded.requests_model ELSE fleet_models.requests_model END,
+                   CASE WHEN is_new THEN excluded.output_tokens_model ELSE fleet_models.output_tokens_model END
+            FROM kept WHERE session_id = excluded.session_id)
+    WHERE (fleet_models.gateway_id, fleet_models.trust, fleet_models.routable, fleet_models.capacity,
+           fleet_models.busy, fleet_models.short_ms, fleet_models.usual_ms, fleet_models.long_ms,
+           fleet_models.reading_ms, fleet_models.queue_ms, fleet_models.in_flight, fleet_models.room_gb,
+           fleet_models.put_aside_until)
+        IS DISTINCT FROM (excluded.gateway_id, excluded.trust, excluded.routable, excluded.capacity, excluded.busy,
+           excluded.short_ms, excluded.usual_ms, excluded.long_ms, excluded.reading_ms, excluded.queue_ms,
+           excluded.in_flight, excluded.room_gb, excluded.put_aside_until)
+        OR EXISTS (SELECT FROM kept WHERE session_id = excluded.session_id AND is_new)
+)
+SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
+"""
+"""Keep many connected machines true; returns the free slots of those that may be routed to. Counters move only with
+claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
+that is costs an entry in each index. The models of a session never become fewer."""
+
 WITHDRAW_MACHINE = """
-WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id)
+WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),
+offers AS (DELETE FROM fleet_models WHERE session_id = %(session_id)s AND (SELECT count(*) FROM gone) >= 0)
 DELETE FROM claims WHERE session_id = %(session_id)s AND (SELECT count(*) FROM gone) >= 0
 """
 
-CANDIDATES = """
-SELECT f.snapshot, count(c.request_id) AS requests_all,
-       count(c.request_id) FILTER (WHERE c.model = %(model)s) AS requests_model,
-       coalesce(sum(c.output_tokens) FILTER (WHERE c.model = %(model)s), 0)::bigint AS output_tokens_model
-FROM fleet f LEFT JOIN claims c USING (session_id)
-WHERE f.models @> ARRAY[%(model)s] AND f.routable AND f.gateway_id = %(gateway_id)s
-GROUP BY f.session_id
+CHEAPEST_FOR_SHORT = """
+SELECT f.snapshot, c.busy, c.requests_model, c.output_tokens_model, h.health
+FROM unnest(%(trusts)s::smallint[]) AS wanted (trust)
+CROSS JOIN LATERAL (
+    SELECT m.session_id, m.busy, m.requests_model, m.output_tokens_model FROM fleet_models m
+    WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
+        AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+        AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
+    ORDER BY m.short_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
+) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
 """
-"""The machines that offer a model, with what is in flight on each."""
+"""Of each trust level the machines that an index puts first for a short request, with what is in flight on each and
+how they fared."""
+
+CHEAPEST_FOR_USUAL = """
+SELECT f.snapshot, c.busy, c.requests_model, c.output_tokens_model, h.health
+FROM unnest(%(trusts)s::smallint[]) AS wanted (trust)
+CROSS JOIN LATERAL (
+    SELECT m.session_id, m.busy, m.requests_model, m.output_tokens_model FROM fleet_models m
+    WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
+        AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+        AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
+    ORDER BY m.usual_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
+) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
+"""
+"""The same for a request of the usual size."""
+
+CHEAPEST_FOR_LONG = """
+SELECT f.snapshot, c.busy, c.requests_model, c.output_tokens_model, h.health
+FROM unnest(%(trusts)s::smallint[]) AS wanted (trust)
+CROSS JOIN LATERAL (
+    SELECT m.session_id, m.busy, m.requests_model, m.output_tokens_model FROM fleet_models m
+    WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
+        AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+        AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
+    ORDER BY m.long_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
+) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
+"""
+"""The same for a long one."""
+
+CHEAPEST_FOR_READING = """
+SELECT f.snapshot, c.busy, c.requests_model, c.output_tokens_model, h.health
+FROM unnest(%(trusts)s::smallint[]) AS wanted (trust)
+CROSS JOIN LATERAL (
+    SELECT m.session_id, m.busy, m.requests_model, m.output_tokens_model FROM fleet_models m
+    WHERE m.model = %(model)s AND m.trust = wanted.trust AND m.routable AND m.busy < m.capacity
+        AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+        AND m.room_gb >= %(room_gb)s AND m.put_aside_until <= now()
+    ORDER BY m.reading_ms + m.queue_ms * greatest(m.busy, m.in_flight) LIMIT 24
+) c JOIN fleet f USING (session_id) LEFT JOIN machine_health h USING (machine_id)
+"""
+"""The same for a long prompt with a short answer."""
+
+MACHINES_FOR = """
+SELECT f.snapshot, m.busy, m.requests_model, m.output_tokens_model, h.health
+FROM fleet f JOIN fleet_models m USING (session_id) LEFT JOIN machine_health h USING (machine_id)
+WHERE m.model = %(model)s AND m.routable
+    AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_id)s)
+    AND (%(account_id)s::text IS NULL OR f.account_id = %(account_id)s)
+    AND (%(allowed)s::text[] IS NULL OR f.machine_id = ANY(%(allowed)s) OR f.serial = ANY(%(allowed)s))
+    AND (%(session_id)s::uuid IS NULL OR f.session_id = %(session_id)s)
+LIMIT 20000
+"""
+"""All machines that offer a model, of one account, of those that a request names, or one session: where the index
+does not help, or did not suffice."""
 
 CLAIM_SLOT = """
 WITH slot AS (
     UPDATE fleet SET busy = busy + 1
     WHERE session_id = %(session_id)s AND routable AND busy < capacity
-    RETURNING session_id
+    RETURNING session_id, busy
+), offers AS (
+    UPDATE fleet_models m SET busy = slot.busy,
+        requests_model = requests_model + CASE WHEN model = %(model)s THEN 1 ELSE 0 END,
+        output_tokens_model = output_tokens_model
+            + CASE WHEN model = %(model)s THEN %(output_tokens)s::bigint ELSE 0 END
+    FROM slot WHERE m.session_id = slot.session_id
 ), served AS (
     DELETE FROM waiters WHERE request_id = %(request_id)s AND EXISTS (SELECT FROM slot)
 )
-INSERT INTO claims (request_id, attempt, session_id, model, output_tokens, gateway_id, expires_at)
-SELECT %(request_id)s, %(attempt)s, session_id, %(model)s, %(output_tokens)s, %(gateway_id)s,
+INSERT INTO claims (request_id, attempt, session_id, account_id, model, output_tokens, gateway_id, expires_at)
+SELECT %(request_id)s, %(attempt)s, session_id, %(account_id)s, %(model)s, %(output_tokens)s, %(gateway_id)s,
        now() + make_interval(secs => %(seconds)s)
 FROM slot RETURNING session_id
 """
-"""Take one slot, or none. Counter, claim and the end of waiting go together; a claim that exists undoes it all."""
+"""Take one slot, or none. Counters, claim and the end of waiting go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
 WITH held AS (
@@ -187,46 +371,149 @@ WITH held AS (
     WHERE c.request_id = %(request_id)s AND c.attempt = %(attempt)s FOR UPDATE OF f
 ), gone AS (
     DELETE FROM claims WHERE request_id = %(request_id)s AND attempt = %(attempt)s AND (SELECT count(*) FROM held) >= 0
-    RETURNING session_id
+    RETURNING session_id, model, output_tokens, extract(epoch FROM now() - claimed_at)::float8 AS seconds
+), freed AS (
+    UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id
+    RETURNING fleet.session_id, fleet.busy
+), offers AS (
+    UPDATE fleet_models m SET busy = freed.busy,
+        requests_model = m.requests_model - CASE WHEN m.model = gone.model THEN 1 ELSE 0 END,
+        output_tokens_model = m.output_tokens_model - CASE WHEN m.model = gone.model THEN gone.output_tokens ELSE 0 END
+    FROM freed JOIN gone USING (session_id) WHERE m.session_id = freed.session_id RETURNING m.model
 )
-UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id RETURNING fleet.models
+SELECT gone.model, gone.seconds, ARRAY(SELECT model FROM offers) FROM gone
 """
-"""Give a slot back; giving it back twice does nothing."""
+"""Give a slot back; giving it back twice does nothing. Returns the model, for how long the slot was taken, and the
+models that it is free for."""
 
 CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s"
 
 MODEL_OFFERS = """
-SELECT snapshot FROM fleet
-WHERE routable AND gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR models @> ARRAY[%(model)s])
+SELECT f.snapshot FROM fleet f
+WHERE f.routable AND f.gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR EXISTS (
+    SELECT FROM fleet_models m WHERE m.session_id = f.session_id AND m.model = %(model)s AND m.routable))
 """
 """A gateway's routable machines, all or those that offer one model."""
+
+MODEL_SUPPLY = """
+SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,
+       (SELECT slot_seconds FROM model_demand WHERE model = %(model)s)
+FROM fleet_models m
+WHERE m.model = %(model)s AND m.routable AND m.trust = ANY(%(trusts)s)
+    AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+    AND (%(account_id)s::text IS NULL AND %(allowed)s::text[] IS NULL OR EXISTS (
+        SELECT FROM fleet f WHERE f.session_id = m.session_id
+            AND (%(account_id)s::text IS NULL OR f.account_id = %(account_id)s)
+            AND (%(allowed)s::text[] IS NULL OR f.machine_id = ANY(%(allowed)s) OR f.serial = ANY(%(allowed)s))))
+"""
+"""How many machines offer a model, busy or not, how many of them are healthy, their slots together, and for how long a
+request lately took one."""
+
+# --- how machines fare -----------------------------------------------------------------------------------------------
+
+MEET_MACHINE = """
+INSERT INTO machine_health (machine_id, account_id, chip, machine_model, models, health)
+VALUES (%(machine_id)s, %(account_id)s, %(chip)s, %(machine_model)s, %(models)s, %(neutral)s)
+ON CONFLICT (machine_id) DO UPDATE SET account_id = excluded.account_id, chip = excluded.chip,
+    machine_model = excluded.machine_model, models = excluded.models, last_seen_at = now()
+RETURNING health
+"""
+"""A machine proved who it is; returns how it fared so far."""
+
+LOCK_HEALTH = """
+SELECT machine_id, health FROM machine_health WHERE machine_id = ANY(%s) ORDER BY machine_id FOR UPDATE
+"""
+
+WRITE_HEALTH = """
+UPDATE machine_health h SET health = seen.health, last_seen_at = greatest(h.last_seen_at, to_timestamp(seen.at))
+FROM unnest(%s::text[], %s::bytea[], %s::float8[]) AS seen (machine_id, health, at)
+WHERE h.machine_id = seen.machine_id
+"""
+
+PUT_ASIDE = """
+UPDATE fleet_models m SET put_aside_until = to_timestamp(aside.until)
+FROM unnest(%s::text[], %s::float8[]) AS aside (machine_id, until) JOIN fleet f USING (machine_id)
+WHERE m.session_id = f.session_id
+"""
+"""Let an index pass over machines for a while, or no longer."""
+
+MACHINES_OF_ACCOUNT = """
+SELECT h.machine_id, h.chip, h.machine_model, h.models, h.last_seen_at, h.health, s.snapshot, s.updated_at,
+       (SELECT json_agg(json_build_array(m.model, m.busy, m.requests_model, m.output_tokens_model))
+        FROM fleet_models m WHERE m.session_id = s.session_id),
+       (SELECT json_object_agg(d.model, extract(epoch FROM d.asked_at)) FROM model_demand d
+        WHERE d.model = ANY(h.models) AND d.asked_at IS NOT NULL)
+FROM machine_health h
+LEFT JOIN LATERAL (
+    SELECT f.session_id, f.snapshot, f.updated_at FROM fleet f WHERE f.machine_id = h.machine_id
+    ORDER BY f.updated_at DESC LIMIT 1
+) s ON true
+WHERE h.account_id = %(account_id)s AND (%(machine_id)s::text IS NULL OR h.machine_id = %(machine_id)s)
+ORDER BY h.machine_id LIMIT 1000
+"""
+"""The machines of an account with their connection, if there is one, what is in flight on it, and when each model was
+last asked for."""
+
+NOTE_DEMAND = """
+INSERT INTO model_demand (model, asked_at) VALUES (%s, now())
+ON CONFLICT (model) DO UPDATE SET asked_at = excluded.asked_at
+"""
+NOTE_SLOT_SECONDS = """
+INSERT INTO model_demand (model, slot_seconds)
+SELECT * FROM unnest(%s::text[], %s::float8[]) AS took (model, seconds) ORDER BY model
+ON CONFLICT (model) DO UPDATE
+SET slot_seconds = coalesce(model_demand.slot_seconds * 0.8 + excluded.slot_seconds * 0.2, excluded.slot_seconds)
+"""
+"""For how long requests lately took a slot, the newest counting most."""
+
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
 """One request at a time looks at the queue of a model and joins it; else several would take its last place."""
 
 PARK_WAITER = """
-INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message)
-SELECT %(request_id)s, %(attempt)s, %(model)s, %(gateway_id)s, now() + make_interval(secs => %(seconds)s), %(message)s
+INSERT INTO waiters (request_id, attempt, account_id, model, gateway_id, turn, deadline, message)
+SELECT %(request_id)s, %(attempt)s, %(account_id)s, %(model)s, %(gateway_id)s,
+       1 + coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
+         + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
+         + (SELECT count(*) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
+       now() + make_interval(secs => %(seconds)s), %(message)s
 WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
       < %(depth_max)s AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
 ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
-RETURNING enqueued_at
+RETURNING turn, enqueued_at, xmax = 0
 """
-"""Let a request wait for a slot, or keep its place. No row comes back when the queue of its model is full,
-or the request has ended."""
+"""Let a request wait for a slot, or keep its place. Its turn comes later by each request of its account that is served
+or waits already, so accounts share what comes free. Returns whether it is new there. No row comes back when the queue
+of its model is full, or the request has ended."""
+
+PLACE_IN_QUEUE = """
+SELECT count(*)::int FROM waiters
+WHERE model = %s AND deadline > now() AND (turn, enqueued_at) <= (%s, %s)
+"""
+"""How many are served before, and this one."""
 
 WAKE_WAITER = """
-WITH oldest AS (
-    SELECT request_id, attempt FROM waiters
+WITH lines AS (
+    SELECT request_id, attempt, enqueued_at, row_number() OVER (PARTITION BY model ORDER BY turn, enqueued_at) AS place
+    FROM waiters
     WHERE model = ANY(%(models)s) AND (%(gateway_id)s::uuid IS NULL OR gateway_id = %(gateway_id)s)
         AND woken_at IS NULL AND deadline > now()
-    ORDER BY enqueued_at FOR UPDATE SKIP LOCKED LIMIT %(count)s
+), next AS (
+    SELECT w.request_id, w.attempt, l.place FROM waiters w JOIN lines l USING (request_id, attempt)
+    WHERE w.woken_at IS NULL ORDER BY l.place, l.enqueued_at FOR UPDATE OF w SKIP LOCKED LIMIT %(count)s
+), woken AS (
+    UPDATE waiters w SET woken_at = now() FROM next n
+    WHERE w.request_id = n.request_id AND w.attempt = n.attempt
+    RETURNING w.message, w.model, w.turn, n.place, w.enqueued_at
+), reached AS (
+    INSERT INTO model_demand (model, turn) SELECT model, max(turn) FROM woken GROUP BY model ORDER BY model
+    ON CONFLICT (model) DO UPDATE SET turn = greatest(model_demand.turn, excluded.turn)
 )
-UPDATE waiters w SET woken_at = now() FROM oldest o
-WHERE w.request_id = o.request_id AND w.attempt = o.attempt
-RETURNING w.message
+SELECT message FROM woken ORDER BY place, enqueued_at
 """
-"""Wake the requests that waited longest, of one gateway or of all; they keep their place until they are dispatched."""
+"""Wake the requests whose turn it is, of one gateway or of all: the first of each model's queue, the oldest of those
+first. They keep their place until they are dispatched; new ones queue up behind the turn that was reached."""
 
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 
@@ -250,7 +537,7 @@ WITH lapsed AS MATERIALIZED (
     FOR UPDATE OF c SKIP LOCKED
 ), stale_claims AS (
     DELETE FROM claims c USING free f WHERE c.request_id = f.request_id AND c.attempt = f.attempt
-    RETURNING c.session_id
+    RETURNING c.session_id, c.model, c.output_tokens
 ), stale_waiters AS (
     DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
 ), lost_wakes AS (
@@ -259,6 +546,17 @@ WITH lapsed AS MATERIALIZED (
     UPDATE fleet f SET busy = f.busy - s.n
     FROM (SELECT session_id, count(*)::int AS n FROM stale_claims GROUP BY session_id) s
     WHERE f.session_id = s.session_id AND f.session_id NOT IN (SELECT session_id FROM lapsed)
+    RETURNING f.session_id, f.busy
+), freed_offers AS (
+    UPDATE fleet_models m SET busy = freed.busy,
+        requests_model = m.requests_model - (SELECT count(*) FROM stale_claims s
+                                             WHERE s.session_id = m.session_id AND s.model = m.model),
+        output_tokens_model = m.output_tokens_model - (SELECT coalesce(sum(s.output_tokens), 0) FROM stale_claims s
+                                                       WHERE s.session_id = m.session_id AND s.model = m.model)
+    FROM freed WHERE m.session_id = freed.session_id
+), gone_offers AS (
+    DELETE FROM fleet_models m WHERE m.session_id IN (SELECT session_id FROM lapsed)
+        OR NOT EXISTS (SELECT FROM fleet f WHERE f.session_id = m.session_id)
 )
 DELETE FROM fleet WHERE session_id IN (SELECT session_id FROM lapsed)
 """

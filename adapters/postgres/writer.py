@@ -27,8 +27,16 @@ from adapters.postgres.arrays import pack_lists
 from adapters.postgres.mapper import EventMapper
 from adapters.postgres.pool import KEEPALIVE
 from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
-from domain.errors import DarkbloomError, InternalError, InvariantViolated, LedgerBusy, LedgerUnavailable
+from domain.errors import (
+    DarkbloomError,
+    InternalError,
+    InvariantViolated,
+    LedgerBusy,
+    LedgerHalted,
+    LedgerUnavailable,
+)
 from domain.eventsourced import Aggregate, Ref, Written
+from domain.invariants import BatchCheck
 from domain.ledger import Command
 
 log = logging.getLogger(__name__)
@@ -103,11 +111,18 @@ class LedgerWriter:
         self._seen_position = -1  # none: there is nothing to bring up to date
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._check = BatchCheck()
         self._stopping = False
+        self._halted = False
         self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
     # --- for callers ---------------------------------------------------------------------------------------------
+
+    @property
+    def halted(self) -> bool:
+        """Whether it stopped for good, because a batch would have broken the books."""
+        return self._halted
 
     def start(self) -> None:
         self._thread.start()
@@ -144,6 +159,8 @@ class LedgerWriter:
 
     def _enqueue(self, call: _Call[Any]) -> None:
         with self._door:
+            if self._halted:
+                raise LedgerHalted
             if self._stopping:
                 raise LedgerUnavailable("The ledger is shutting down; nothing was charged, try again.")
             if self._queue.qsize() >= self._queue_max:
@@ -181,6 +198,9 @@ class LedgerWriter:
         return batch
 
     def _write(self, batch: list[_Call[Any]]) -> None:
+        if self._halted:
+            self._fail(batch, LedgerHalted())
+            return
         try:
             connection = self._connect()
             self._preload(connection, batch)
@@ -207,6 +227,13 @@ class LedgerWriter:
             if not isinstance(error, psycopg.OperationalError) or not self._was_committed(unit, head):
                 self._fail(batch, LedgerUnavailable())
                 return
+        except InvariantViolated as violation:
+            # Decisions went wrong in a way that no command noticed: whatever this process decides next is in doubt.
+            self._halted = True
+            log.critical("the ledger stops, and nothing of this batch was written: %s", violation)
+            self._lose_connection(None)
+            self._fail(batch, LedgerHalted())
+            return
         except BaseException:
             self._cache.evict(unit.touched)
             self._lose_connection(None)
@@ -336,6 +363,7 @@ class LedgerWriter:
             connection.execute("COMMIT")
             return
         written = Written(head + 1, unit.now, unit.events, unit.touched)
+        self._check.check(written)
         last = head + len(unit.events)
         for projection in self._inline:
             for statement, parameters in projection.statements(written):

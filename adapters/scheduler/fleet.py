@@ -1,41 +1,126 @@
-"""The fleet table: connected machines, their claimed slots, and the requests that wait for one.
+"""The fleet table as schedulers use it: candidates, claimed slots, and the requests that wait for one.
 
 It is derived from live sockets and may be lost at any time: gateways announce their machines again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import ConnectionPool
 
 from adapters.postgres import sql
-from adapters.postgres.pool import AsyncConnection, connection_of
 from domain.dispatch import DispatchJob
-from domain.routing import Candidate, Load, Snapshot
-
-_snapshot = msgspec.json.Decoder(Snapshot)
-_job = msgspec.json.Decoder(DispatchJob)
-
+from domain.routing import TRUST_RANK, Candidate, Constraints, Demand, Health, Load, Policy, Snapshot, shape_of
+from domain.routing.facts import NEUTRAL
+from domain.routing.gates import kv_gb
 
 AttemptHasSlot = psycopg.errors.UniqueViolation
 
+NARROWED_MAX = 24
+"""How many machines of a trust level the index gives back; the statements say the same."""
+
+DEMAND_NOTED_SECONDS = 10.0
+
+_CHEAPEST = (sql.CHEAPEST_FOR_SHORT, sql.CHEAPEST_FOR_USUAL, sql.CHEAPEST_FOR_LONG, sql.CHEAPEST_FOR_READING)
+_snapshot = msgspec.json.Decoder(Snapshot)
+_health = msgspec.json.Decoder(Health)
+_job = msgspec.json.Decoder(DispatchJob)
+
+
+class Narrowed(NamedTuple):
+    """Candidates of an index; ``complete`` when there are no others."""
+
+    candidates: list[Candidate]
+    complete: bool
+
+
+class Supply(NamedTuple):
+    """What serves a model, busy or not. ``slot_seconds`` is how long a request lately took a slot, None when nobody
+    knows."""
+
+    machines: int
+    healthy: int
+    slots: int
+    slot_seconds: float | None
+
+
+class Place(NamedTuple):
+    """A place in a queue; the first position is 1. ``taken_now`` is false for a request that had it before."""
+
+    position: int
+    taken_now: bool
+
 
 class SchedulerFleet:
-    """The scheduler's side, called from worker threads."""
+    """Called from worker threads. A ``gateway_id`` of None means the machines of all gateways."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._pool = pool
+        self._demand_noted_at: dict[str, float] = {}
 
-    def candidates(self, model: str, gateway_id: UUID) -> list[Candidate]:
-        """Machines on a gateway that offer a model, with what is in flight on each."""
+    # --- candidates ----------------------------------------------------------------------------------------------
+
+    def cheapest(self, demand: Demand, policy: Policy, gateway_id: UUID | None) -> Narrowed:
+        """The machines with a free slot that an index puts first for a request of this size."""
+        wanted = {
+            "model": demand.model,
+            "trusts": _trusts(demand.constraints, policy),
+            "gateway_id": gateway_id,
+            "room_gb": kv_gb(demand.prompt_tokens + demand.output_tokens, policy) if demand.size_gb > 0 else -1e6,
+        }
         with self._pool.connection() as connection:
-            rows = connection.execute(sql.CANDIDATES, {"model": model, "gateway_id": gateway_id}, prepare=True)
-            return [Candidate(_snapshot.decode(row[0]), Load(*row[1:])) for row in rows]
+            found = _candidates(connection.execute(_CHEAPEST[shape_of(demand)], wanted, prepare=True, binary=True))
+        return Narrowed(found, complete=len(found) < NARROWED_MAX)
+
+    def machines_for(
+        self,
+        model: str,
+        gateway_id: UUID | None,
+        *,
+        account_id: str = "",
+        allowed: Sequence[str] = (),
+        session_id: str | None = None,
+    ) -> list[Candidate]:
+        """All machines that offer a model: of an account, of those that are named, or one session."""
+        wanted = {
+            "model": model,
+            "gateway_id": gateway_id,
+            "account_id": account_id or None,
+            "allowed": list(allowed) or None,
+            "session_id": session_id,
+        }
+        with self._pool.connection() as connection:
+            return _candidates(connection.execute(sql.MACHINES_FOR, wanted, prepare=False, binary=True))
+
+    def supply(self, demand: Demand, policy: Policy, gateway_id: UUID | None) -> Supply:
+        wanted = {
+            "model": demand.model,
+            "trusts": _trusts(demand.constraints, policy),
+            "gateway_id": gateway_id,
+            "account_id": demand.constraints.only_account or None,
+            "allowed": list(demand.constraints.allowed) or None,
+        }
+        with self._pool.connection() as connection:
+            row = connection.execute(sql.MODEL_SUPPLY, wanted, prepare=False).fetchone()
+            assert row is not None
+            return Supply(*row)
+
+    def note_demand(self, model: str) -> None:
+        """Somebody asked for a model; written once in a while."""
+        now = time.monotonic()
+        if now - self._demand_noted_at.get(model, -DEMAND_NOTED_SECONDS) < DEMAND_NOTED_SECONDS:
+            return
+        self._demand_noted_at[model] = now
+        with self._pool.connection() as connection:
+            connection.execute(sql.NOTE_DEMAND, (model,))
+
+    # --- slots ---------------------------------------------------------------------------------------------------
 
     def claim(self, job: DispatchJob, session_id: str, *, seconds: float) -> bool:
         """Take a slot of a machine for an attempt; False when it has none left.
@@ -50,6 +135,7 @@ class SchedulerFleet:
                     "session_id": session_id,
                     "request_id": job.request_id,
                     "attempt": job.attempt,
+                    "account_id": job.account_id,
                     "model": job.model,
                     "output_tokens": job.output_tokens,
                     "gateway_id": job.reply_to,
@@ -68,11 +154,14 @@ class SchedulerFleet:
         with self._pool.connection() as connection:
             connection.execute(sql.RELEASE_CLAIM, {"request_id": request_id, "attempt": attempt}, prepare=True)
 
-    def park(self, job: DispatchJob, *, seconds: float, depth_max: int) -> bool:
-        """Let a request wait; False when its model's queue is full."""
+    # --- the queue -----------------------------------------------------------------------------------------------
+
+    def park(self, job: DispatchJob, *, seconds: float, depth_max: int) -> Place | None:
+        """Let a request wait, in its turn; None when its model's queue is full, or the request has ended."""
         waiter = {
             "request_id": job.request_id,
             "attempt": job.attempt,
+            "account_id": job.account_id,
             "model": job.model,
             "gateway_id": job.reply_to,
             "seconds": seconds,
@@ -81,22 +170,22 @@ class SchedulerFleet:
         }
         with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
             connection.execute(sql.LOCK_QUEUE, (job.model,), prepare=True)
-            return connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone() is not None
+            parked = connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone()
+            if parked is None:
+                return None
+            *turn, taken_now = parked
+            ahead = connection.execute(sql.PLACE_IN_QUEUE, (job.model, *turn), prepare=True).fetchone()
+            assert ahead is not None
+            return Place(max(1, ahead[0]), taken_now)
 
     def leave_queue(self, request_id: UUID) -> None:
         with self._pool.connection() as connection:
             connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
-    def offers(self, model: str, gateway_id: UUID) -> int:
-        """How many machines on a gateway offer a model, busy or not."""
-        with self._pool.connection() as connection:
-            wanted = {"model": model, "gateway_id": gateway_id}
-            return len(connection.execute(sql.MODEL_OFFERS, wanted).fetchall())
-
     def wake(self, models: Sequence[str], count: int) -> list[DispatchJob]:
         with self._pool.connection() as connection:
             wanted = {"models": list(models), "gateway_id": None, "count": count}
-            return _woken(connection.execute(sql.WAKE_WAITER, wanted, prepare=True))
+            return woken(connection.execute(sql.WAKE_WAITER, wanted, prepare=True))
 
     def sweep(self) -> list[DispatchJob]:
         """Forget what lapsed, and wake every queue once in case a wake was lost."""
@@ -104,66 +193,26 @@ class SchedulerFleet:
             connection.execute(sql.SWEEP_FLEET)
             models = [row[0] for row in connection.execute(sql.WAITING_MODELS)]
             wanted = {"models": models, "gateway_id": None, "count": 100}
-            return _woken(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
+            return woken(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
 
 
-class GatewayFleet:
-    """The gateway's side: it keeps the machines on its own sockets true."""
-
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], gateway_id: Callable[[], UUID]) -> None:
-        self._pool = pool
-        self._gateway_id = gateway_id
-
-    async def announce(self, snapshot: Snapshot, *, routable: bool) -> list[DispatchJob]:
-        """Write a machine's state; returns requests that may now find a slot on it."""
-        models = list(snapshot.models)
-        async with connection_of(self._pool) as connection:
-            cursor = await connection.execute(
-                sql.ANNOUNCE_MACHINE,
-                {
-                    "session_id": snapshot.session_id,
-                    "gateway_id": snapshot.gateway_id,
-                    "models": models,
-                    "capacity": snapshot.capacity,
-                    "routable": routable,
-                    "snapshot": msgspec.json.encode(snapshot),
-                },
-                prepare=True,
-            )
-            free = await cursor.fetchone()
-            if not routable or free is None or free[0] == 0:
-                return []
-            return await self._wake(connection, models, free[0])
-
-    async def withdraw(self, session_id: str) -> None:
-        async with connection_of(self._pool) as connection:
-            await connection.execute(sql.WITHDRAW_MACHINE, {"session_id": session_id})
-
-    async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
-        """Give an attempt's slot back; returns the request that may take it. Doing it twice does nothing."""
-        async with connection_of(self._pool) as connection:
-            wanted = {"request_id": request_id, "attempt": attempt}
-            freed = await (await connection.execute(sql.RELEASE_CLAIM, wanted, prepare=True)).fetchone()
-            if freed is None:
-                return []
-            return await self._wake(connection, freed[0], 1)
-
-    async def _wake(self, connection: AsyncConnection, models: Sequence[str], count: int) -> list[DispatchJob]:
-        wanted = {"models": models, "gateway_id": self._gateway_id(), "count": count}
-        cursor = await connection.execute(sql.WAKE_WAITER, wanted, prepare=True)
-        return _woken(await cursor.fetchall())
-
-    async def leave_queue(self, request_id: UUID) -> None:
-        async with connection_of(self._pool) as connection:
-            await connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
-
-    async def offers(self, model: str | None = None) -> list[Snapshot]:
-        """The machines here that can be routed to, all or those that offer one model."""
-        wanted = {"model": model, "gateway_id": self._gateway_id()}
-        async with connection_of(self._pool) as connection:
-            cursor = await connection.execute(sql.MODEL_OFFERS, wanted, prepare=True)
-            return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
-
-
-def _woken(rows: Iterable[Sequence[Any]]) -> list[DispatchJob]:
+def woken(rows: Iterable[Sequence[Any]]) -> list[DispatchJob]:
     return [_job.decode(row[0]) for row in rows]
+
+
+def health_in(stored: bytes | None) -> Health:
+    """The health of a machine as it is stored; neutral for one that has none."""
+    return _health.decode(stored) if stored else NEUTRAL
+
+
+def _candidates(rows: Iterable[Sequence[Any]]) -> list[Candidate]:
+    return [
+        Candidate(_snapshot.decode(snapshot), Load(busy, requests, tokens), health_in(health))
+        for snapshot, busy, requests, tokens, health in rows
+    ]
+
+
+def _trusts(constraints: Constraints, policy: Policy) -> list[int]:
+    """The ranks of trust that are enough."""
+    floor = max(TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(constraints.minimum_trust, 0))
+    return [rank for rank in TRUST_RANK.values() if rank >= floor]

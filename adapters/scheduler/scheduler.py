@@ -17,13 +17,23 @@ from psycopg_pool import ConnectionPool
 from adapters.postgres import sql
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.mailbox import GatewayUnreachable, Mailbox
-from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet
-from domain import ledger, routing
+from adapters.scheduler.decision import Decision
+from adapters.scheduler.fleet import AttemptHasSlot, Place, SchedulerFleet
+from domain import ledger
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
 from domain.errors import UnknownRequest
 from domain.eventsourced import Actor
 from domain.requests import job_id_of
-from domain.routing import Candidate, Demand, Policy
+from domain.routing import (
+    Assessment,
+    Candidate,
+    Choice,
+    Demand,
+    Policy,
+    describe,
+    expected_wait_seconds,
+    retry_after_seconds,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +55,18 @@ class Scheduler:
         claim_seconds: float,
         lease_grace_seconds: float,
         random: Random,
+        relayed: bool = False,
     ) -> None:
         self.fleet = SchedulerFleet(pool)
         self._writer = writer
         self._pool = pool
         self._mailbox = mailbox
-        self._policy = policy
         self._resend = resend
         self._fee_percent = fee_percent
         self._queue_depth_max = queue_depth_max
         self._claim_seconds = claim_seconds
         self._lease_grace_seconds = lease_grace_seconds
-        self._random = random
+        self._decision = Decision(self.fleet, policy, random, relayed=relayed)
 
     # --- dispatch ------------------------------------------------------------------------------------------------
 
@@ -65,6 +75,7 @@ class Scheduler:
         seconds_left = job.deadline - time.time()
         if seconds_left <= 0:
             return
+        self.fleet.note_demand(job.model)
         try:
             claimed = self._claim(job)
             if claimed is None and job.may_wait:
@@ -80,27 +91,18 @@ class Scheduler:
             self.fleet.release(job.request_id, job.attempt)
 
     def _claim(self, job: DispatchJob) -> Candidate | None:
-        demand = Demand(job.model, job.prompt_tokens, job.output_tokens, frozenset(job.excluded))
-        full: set[str] = set()
+        demand, full = demand_of(job), set[str]()
         for _ in range(CLAIM_TRIES_MAX):
-            candidates = self.fleet.candidates(job.model, job.reply_to)
-            choice = routing.choose(
-                candidates,
-                demand,
-                self._policy,
-                self._random,
-                now=time.time(),
-                size_gb=job.size_gb,
-                passed_over=full,
-            )
+            choice = self._decision.choose(demand, job.reply_to, passed_over=full)
             if choice is None:
-                return self._claimed_before(job, candidates)
+                return self._claimed_before(job)
             session_id = choice.candidate.snapshot.session_id
             try:
                 if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
+                    self._explain(job, choice)
                     return choice.candidate
             except AttemptHasSlot:
-                before = self._claimed_before(job, candidates)
+                before = self._claimed_before(job)
                 if before is not None:
                     return before
                 self.fleet.release(job.request_id, job.attempt)  # what it claimed cannot serve it any more
@@ -108,26 +110,49 @@ class Scheduler:
             full.add(session_id)
         return None
 
-    def _claimed_before(self, job: DispatchJob, candidates: list[Candidate]) -> Candidate | None:
+    def _explain(self, job: DispatchJob, choice: Choice) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            ties, why = choice.near_ties, describe(Assessment(choice.candidate, (), choice.cost))
+            log.debug("attempt %d of %s: %s; %d near ties", job.attempt, job.request_id, why, ties)
+
+    def _claimed_before(self, job: DispatchJob) -> Candidate | None:
         """A message that came twice finds the machine that its first run claimed, and waits for no other."""
         session_id = self.fleet.claimed_session(job.request_id, job.attempt)
-        found = next((one for one in candidates if one.snapshot.session_id == session_id), None)
+        if session_id is None:
+            return None
+        found = next(iter(self.fleet.machines_for(job.model, None, session_id=session_id)), None)
         if found is not None:
             self.fleet.leave_queue(job.request_id)
         return found
 
     def _park(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
-        if not self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max):
+        place = self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max)
+        if place is None:
             self._mailbox.deliver(job.reply_to, self._refusal(job, "queue_full"))
             return None
         # A slot may have come free between looking and parking; its wake would have found nobody waiting.
         claimed = self._claim(job)
         if claimed is None:
-            notice = Waiting(
-                request_id=job.request_id, attempt=job.attempt, machines=self.fleet.offers(job.model, job.reply_to)
-            )
-            self._mailbox.deliver(job.reply_to, notice)
+            self._tell_the_wait(job, place, seconds_left)
         return claimed
+
+    def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
+        """What to expect; a request that has only just come is told at once when its wait is hopeless."""
+        supply = self._decision.supply(demand_of(job), job.reply_to)
+        wait_seconds = expected_wait_seconds(place.position, supply.slots, supply.slot_seconds)
+        if place.taken_now and wait_seconds is not None and wait_seconds > seconds_left:
+            self.fleet.leave_queue(job.request_id)
+            hopeless = self._refusal(job, "hopeless", retry_after_seconds=retry_after_seconds(wait_seconds))
+            self._mailbox.deliver(job.reply_to, hopeless)
+            return
+        notice = Waiting(
+            request_id=job.request_id,
+            attempt=job.attempt,
+            machines=supply.machines,
+            position=place.position,
+            wait_seconds=wait_seconds,
+        )
+        self._mailbox.deliver(job.reply_to, notice)
 
     def _assign(self, job: DispatchJob, chosen: Candidate) -> None:
         machine = chosen.snapshot
@@ -158,8 +183,10 @@ class Scheduler:
         )
 
     @staticmethod
-    def _refusal(job: DispatchJob, reason: str) -> Refused:
-        return Refused(request_id=job.request_id, attempt=job.attempt, reason=reason)
+    def _refusal(job: DispatchJob, reason: str, *, retry_after_seconds: int | None = None) -> Refused:
+        return Refused(
+            request_id=job.request_id, attempt=job.attempt, reason=reason, retry_after_seconds=retry_after_seconds
+        )
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
@@ -188,6 +215,17 @@ class Scheduler:
         for job in self.fleet.sweep():
             self._resend(job)
         return len(abandoned)
+
+
+def demand_of(job: DispatchJob) -> Demand:
+    return Demand(
+        model=job.model,
+        prompt_tokens=job.prompt_tokens,
+        output_tokens=job.output_tokens,
+        excluded=frozenset(job.excluded),
+        size_gb=job.size_gb,
+        constraints=job.constraints,
+    )
 
 
 def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from api.auditors.bodies import read_body
 from api.auditors.desk import PREFIX, answer, desk_of
 from api.auditors.query import id_of
-from api.ports import Caller
 from domain.adjusting import AdjustmentState, ApproveAdjustment, ProposeAdjustment, RejectAdjustment
 from domain.closing import ClosePeriod, LockPeriod
 from domain.eventsourced import Actor
+from domain.keys import Caller
 from domain.periods import PeriodClosed, end_of
 from projections.audit import adjustments, trial_balance
 from projections.audit.instants import Connection, at_head

@@ -118,7 +118,7 @@ def admin_at_work(where: Where, secret: str) -> Generator[AdminAtWork, None, Non
     settings = settings_of(**where._asdict())
     with bootstrap.database_of_command(settings) as dsn:
         caller = bootstrap.caller_of(dsn, secret)
-        if caller is None or caller.role != "admin":
+        if caller is None or caller.key.role != "admin":
             raise Forbidden("This is no active admin key; make one with 'darkbloomd keys create --role admin'.")
         with bootstrap.ledger_writer(dsn, settings) as writer:
             yield AdminAtWork(Actor("admin", caller.key_id), writer, dsn)

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from api.auditors.ports import Accesses, Reading, Replayer, ReplayRuns
 from api.auditors.query import Query
 from api.consumer.auth import authenticate
-from api.ports import Caller, Credentials, Ledger
+from api.ports import Credentials, Ledger
 from domain.errors import Forbidden, InvalidRequest
+from domain.keys import Caller
 from projections.audit.instants import Connection, snapshot
 
 T = TypeVar("T")
@@ -85,9 +86,9 @@ def answer(body: object, status: int = 200) -> Response:
 
 
 def _require_role(caller: Caller, *, change: bool) -> None:
-    if caller.role not in _READS:
+    if caller.key.role not in _READS:
         raise Forbidden("This key cannot read the books; make one with 'darkbloomd keys create --role auditor'.")
-    if change and caller.role != "admin":
+    if change and caller.key.role != "admin":
         raise Forbidden("An auditor key only reads; this needs an admin key.")
 
 

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from api.ports import Caller
 from domain.errors import InvalidRequest
+from domain.keys import Caller
 from projections.audit.instants import parse_time
 
 LIMIT_DEFAULT = 100

@@ -8,10 +8,9 @@ from uuid import UUID
 import msgspec
 
 from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ROUTING_OUTPUT_TOKENS, ChatRequest
-from api.ports import Caller
 from domain.catalog import CatalogModel
-from domain.errors import Forbidden
 from domain.eventsourced import Actor
+from domain.keys import Caller
 from domain.ledger import Admit
 from domain.pricing import quote_for
 
@@ -50,15 +49,13 @@ def admit_command(
     minimum_charge_micro_usd: int,
     expires_at: datetime,
 ) -> Admit:
-    """Raises Forbidden for a key that is not a consumer's."""
-    if caller.role != "consumer":
-        raise Forbidden(f"An {caller.role} key cannot run inference; use a consumer key.")
     return Admit(
         actor=Actor("consumer", caller.account_id),
         correlation_id=str(request_id),
         request_id=request_id,
         account_id=caller.account_id,
         key_id=caller.key_id,
+        key_limit=caller.key.spend_limit,
         gateway_id=str(gateway_id),
         model=model.id,
         prompt_estimate=bounds.prompt_estimate,

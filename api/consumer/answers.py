@@ -11,6 +11,26 @@ PREFIX = b"data: "
 T = TypeVar("T")
 
 
+class ProviderFunction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``arguments`` is JSON text, or the next piece of it."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ProviderToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool call or a piece of one. In a stream ``index`` tells the calls of an answer apart, and only the first
+    piece of a call has an id and a name."""
+
+    index: int | None = None
+    id: str | None = None
+    function: ProviderFunction = ProviderFunction()
+
+    @property
+    def content_bytes(self) -> int:
+        return len((self.function.name or "").encode()) + len((self.function.arguments or "").encode())
+
+
 class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A message or a delta. ``reasoning`` and ``reasoning_content`` are two names of one thing."""
 
@@ -18,6 +38,7 @@ class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: tuple[ProviderToolCall, ...] | None = None
 
     @property
     def thinking(self) -> str:
@@ -25,13 +46,16 @@ class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def content_bytes(self) -> int:
-        return len((self.content or "").encode()) + len(self.thinking.encode())
+        spoken = len((self.content or "").encode()) + len(self.thinking.encode())
+        return spoken + sum(call.content_bytes for call in self.tool_calls or ())
 
 
 class ProviderDelta(msgspec.Struct, frozen=True):
     index: int = 0
     delta: ProviderMessage = ProviderMessage()
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """The stop sequence that ended the text, from an engine that says so."""
 
 
 class ProviderChunk(msgspec.Struct, frozen=True):
@@ -43,7 +67,7 @@ class ProviderChunk(msgspec.Struct, frozen=True):
 
     @property
     def has_content(self) -> bool:
-        """Whether this commits the answer: text, reasoning or a finish, but not a bare role."""
+        """Whether this commits the answer: text, reasoning, a tool call or a finish, but not a bare role."""
         return any(choice.finish_reason or choice.delta.content_bytes for choice in self.choices)
 
 
@@ -51,6 +75,7 @@ class WholeChoice(msgspec.Struct, frozen=True):
     message: ProviderMessage
     index: int = 0
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
 
 
 class Whole(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
+from api.consumer.thoughts import Thoughts
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Channel, Sealing
 from domain.dispatch import Assigned, Refused, Waiting
@@ -105,6 +106,8 @@ class Attempt:
         self._chunk_gap_seconds = chunk_gap_seconds
         self._timing_us = timing_us
         self._sent_at = 0.0
+        self._tool_call = 0
+        self._thoughts = Thoughts()
 
     async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
         """The machine's answer; an InferenceComplete comes last.
@@ -127,6 +130,7 @@ class Attempt:
                 case InferenceComplete():
                     if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                         raise AttemptFailed("no_answer", 502)
+                    yield Delta(self._thoughts.rest())
                     yield event
                     return
                 case InferenceError():
@@ -176,8 +180,21 @@ class Attempt:
             return []  # a bare role, which every dialect says by itself
         if isinstance(answer, Whole) and self.started:
             raise await self._violation("a whole answer came twice", "bad_answer")
-        self.delivered_bytes += answer.content_bytes
-        return [*self._start(), Delta(answer) if isinstance(answer, ProviderChunk) else answer]
+        if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
+            raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
+        self.delivered_bytes += answer.content_bytes  # with the tags of thoughts: they were generated too
+        if isinstance(answer, ProviderChunk):
+            return [*self._start(), Delta(self._thoughts.in_chunk(answer))]
+        return [*self._start(), self._thoughts.in_whole(answer)]
+
+    def _calls_in_order(self, chunk: ProviderChunk) -> bool:
+        """Dialects that frame each tool call cannot go back to one that is closed."""
+        for choice in chunk.choices:
+            for call in choice.delta.tool_calls or ():
+                if (call.index or 0) < self._tool_call:
+                    return False
+                self._tool_call = call.index or 0
+        return True
 
     def _start(self) -> list[Started | Delta | Whole]:
         if self.started:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 
-from api.ports import Caller, Credentials
-from domain.errors import AuthenticationFailed
+from api.ports import Credentials
+from domain.errors import AuthenticationFailed, Forbidden
+from domain.keys import Caller, Scope
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 
@@ -19,6 +22,17 @@ def token_of(headers: Headers) -> str:
     return token if scheme.lower() == "bearer" and " " not in token else ""
 
 
+_DEEDS: Mapping[Scope, str] = {"inference": "run inference", "keys": "manage keys"}
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Raises Forbidden when the key was not made for that."""
+    if caller.key.role != "consumer":
+        raise Forbidden(f"An {caller.key.role} key cannot {_DEEDS[scope]}; use a consumer key.")
+    if scope not in caller.key.scopes:
+        raise Forbidden(f"This API key lacks the scope '{scope}'.")
+
+
 async def authenticate(headers: Headers, credentials: Credentials) -> Caller:
     """Raises AuthenticationFailed for a missing, unknown, revoked or foreign credential."""
     token = token_of(headers)
@@ -28,5 +42,7 @@ async def authenticate(headers: Headers, credentials: Credentials) -> Caller:
         raise AuthenticationFailed("A provider token cannot call this endpoint; use an API key.")
     caller = await credentials.find_api_key(token)
     if caller is None:
-        raise AuthenticationFailed("This API key is unknown or revoked; create one with 'darkbloomd keys create'.")
+        raise AuthenticationFailed(
+            "This API key is unknown, expired or revoked; create one with 'darkbloomd keys create'."
+        )
     return caller

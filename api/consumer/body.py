@@ -19,14 +19,20 @@ BRACKETS_MAX = 200_000
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
-async def read_json_object(request: Request, bytes_max: int) -> dict[str, Any]:
-    """Read and parse a JSON object.
+CONTROL_BYTES_MAX = 64 * 1024
+"""For requests that manage something and carry no content."""
+
+
+async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Read and parse a JSON object. An empty body is an empty object where that ``may_be_empty``.
 
     Raises:
         PayloadTooLarge: the body is over the bound; it is not read further.
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
     raw = await _read(request, bytes_max)
+    if may_be_empty and not raw:
+        return {}
     if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
         raise InvalidRequest("The request body has too many objects and lists.")
     if _nesting_of(raw) > NESTING_MAX:

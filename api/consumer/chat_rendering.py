@@ -3,29 +3,35 @@
 
 from __future__ import annotations
 
-import re
+import time
 from typing import Any
 
 import msgspec
 
-from api.consumer.answers import ProviderDelta, ProviderMessage, Whole
+from api.consumer.answers import ProviderDelta, ProviderMessage, ProviderToolCall, Whole
 from api.consumer.attempt import Started
+from api.consumer.chat_request import parse_chat
 from api.consumer.inference import Finished
+from api.consumer.rendering import COMMENT, Call, cost_of, proofs_of
 from api.errors import envelope
 from domain.errors import DarkbloomError
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
-
-_HASH = re.compile(r"[0-9a-f]{64}")
-_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{1,200}={0,2}")
 
 _encode = msgspec.json.Encoder().encode
 
 
-class ChatStream:
-    """Renders one stream. Every event carries the same id, time and model; exactly one role chunk comes first, and the
-    finish chunks are kept back until the money moved."""
+def read_chat(body: dict[str, Any]) -> Call:
+    """Raises InvalidRequest as ``parse_chat`` does."""
+    chat = parse_chat(body)
+    return Call(chat, ChatAnswer(model=chat.model, created=int(time.time()), include_usage=chat.include_usage))
+
+
+class ChatAnswer:
+    """Renders one answer. Every event of a stream carries the same id, time and model; exactly one role chunk comes
+    first, and the finish chunks are kept back until the money moved."""
+
+    keep_alive = COMMENT
 
     def __init__(self, *, model: str, created: int, include_usage: bool) -> None:
         self._model = model
@@ -65,36 +71,33 @@ class ChatStream:
             parts.append(self._event([], usage=usage_of(finished), **proofs))
         return b"".join(parts) + DONE
 
-    @staticmethod
-    def error(error: DarkbloomError) -> bytes:
+    def error(self, error: DarkbloomError) -> bytes:
         """The last event of a stream that failed; no end-of-stream line follows."""
         return b"data: " + _encode(envelope(error)) + b"\n\n"
+
+    def whole(self, started: Started, whole: Whole, finished: Finished) -> bytes:
+        body = {
+            "id": f"chatcmpl-{started.job_id}",
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [
+                {
+                    "index": choice.index,
+                    "message": _message(choice.message),
+                    "logprobs": None,
+                    "finish_reason": choice.finish_reason or "stop",
+                }
+                for choice in whole.choices
+            ],
+            "usage": usage_of(finished),
+            **proofs_of(finished),
+        }
+        return _encode(body)
 
     def _event(self, choices: list[dict[str, Any]], **more: object) -> bytes:
         tail = b"," + _encode(more)[1:-1] if more else b""
         return self._head + b',"choices":' + _encode(choices) + tail + b"}\n\n"
-
-
-def completion_body(*, started: Started, whole: Whole, finished: Finished, model: str, created: int) -> bytes:
-    """A whole answer."""
-    body = {
-        "id": f"chatcmpl-{started.job_id}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": choice.index,
-                "message": _message(choice.message),
-                "logprobs": None,
-                "finish_reason": choice.finish_reason or "stop",
-            }
-            for choice in whole.choices
-        ],
-        "usage": usage_of(finished),
-        **proofs_of(finished),
-    }
-    return _encode(body)
 
 
 def usage_of(finished: Finished) -> dict[str, Any]:
@@ -105,31 +108,47 @@ def usage_of(finished: Finished) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0},
+        **cost_of(finished),
     }
 
 
-def proofs_of(finished: Finished) -> dict[str, str]:
-    """The machine's two proofs as it sent them, when it made both and they look like what they should be."""
-    if not (_HASH.fullmatch(finished.response_hash) and _SIGNATURE.fullmatch(finished.se_signature)):
-        return {}
-    return {"se_signature": finished.se_signature, "response_hash": finished.response_hash}
-
-
-def _choice(index: int, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _said(delta: ProviderMessage) -> dict[str, str]:
-    said = {}
+def _said(delta: ProviderMessage) -> dict[str, Any]:
+    said: dict[str, Any] = {}
     if delta.content:
         said["content"] = delta.content
     if delta.thinking:
         said["reasoning_content"] = delta.thinking
+    if delta.tool_calls:
+        said["tool_calls"] = [_call_piece(position, call) for position, call in enumerate(delta.tool_calls)]
     return said
+
+
+def _call_piece(position: int, call: ProviderToolCall) -> dict[str, Any]:
+    """The first piece of a call names it; later ones only carry arguments."""
+    piece: dict[str, Any] = {"index": position if call.index is None else call.index}
+    function = {"arguments": call.function.arguments or ""}
+    if call.function.name:
+        piece |= {"id": call.id or f"call_{piece['index']}", "type": "function"}
+        function = {"name": call.function.name} | function
+    return piece | {"function": function}
 
 
 def _message(message: ProviderMessage) -> dict[str, Any]:
     rendered: dict[str, Any] = {"role": "assistant", "content": message.content or "", "refusal": None}
     if message.thinking:
         rendered["reasoning"] = rendered["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        rendered["content"] = message.content or None
+        rendered["tool_calls"] = [
+            {
+                "id": call.id or f"call_{position}",
+                "type": "function",
+                "function": {"name": call.function.name or "", "arguments": call.function.arguments or ""},
+            }
+            for position, call in enumerate(message.tool_calls)
+        ]
     return rendered

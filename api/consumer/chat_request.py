@@ -30,6 +30,8 @@ _NOT_FORWARDED = frozenset(
         "service_tier",
         "safety_identifier",
         "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
         "provider_serial",
         "provider_serials",
         "min_trust",
@@ -54,29 +56,28 @@ class ChatRequest(msgspec.Struct, frozen=True):
     stop_bytes: int
 
 
-def parse_chat(body: dict[str, Any]) -> ChatRequest:
-    """Check a chat completion body.
+def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> ChatRequest:
+    """Check a chat completion body. ``stops_max`` is how many stop sequences its dialect allows.
 
     Raises:
         InvalidRequest: with ``param`` naming the member at fault. What it held is not repeated.
     """
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    model = model_in(body)
     _check_messages(body.get("messages"))
     for name, check in _CHECKS.items():
         if body.get(name) is not None:
             check(name, body[name])
+    stop = body.get("stop")
+    stops = stop_texts("stop", [stop] if isinstance(stop, str) else stop, stops_max)
+    _refuse_a_choice_of_machine(body)
     options = body.get("stream_options") or {}
-    stop = body.get("stop") or []
-    stops = [stop] if isinstance(stop, str) else stop
     prompt_bytes = sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None)
     return ChatRequest(
         body=body,
         model=model,
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
-        output_limit=next((body[name] for name in _OUTPUT_LIMITS if body.get(name)), None),
+        output_limit=next((int(body[name]) for name in _OUTPUT_LIMITS if body.get(name)), None),
         prompt_bytes=prompt_bytes,
         prompt_estimate=max(1, prompt_bytes // 4),
         message_count=len(body["messages"]),
@@ -84,10 +85,28 @@ def parse_chat(body: dict[str, Any]) -> ChatRequest:
     )
 
 
+def model_in(body: dict[str, Any]) -> str:
+    """The model that a body of any dialect names."""
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("'model' must name a model; GET /v1/models lists them.", param="model")
+    return model
+
+
+def refuse(body: dict[str, Any], members: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
+    """Refuse members by name. Each has the values that ask for nothing, and a sentence's beginning that says what is
+    not supported."""
+    for name, (neutral, what) in members.items():
+        if body.get(name) is not None:
+            _only(neutral, what)(name, body[name])
+
+
 def body_for_machine(request: ChatRequest, output_limit: int) -> bytes:
     """The JSON that is sealed to the machine: exactly one output limit, and nothing that names the caller."""
     forwarded = {name: value for name, value in request.body.items() if name not in _NOT_FORWARDED}
     forwarded["max_tokens"] = output_limit
+    if forwarded.get("seed") is not None:
+        forwarded["seed"] = int(forwarded["seed"])
     if isinstance(forwarded.get("stop"), str):
         forwarded["stop"] = [forwarded["stop"]]
     return msgspec.json.encode(forwarded)
@@ -131,8 +150,13 @@ def _boolean(name: str, value: Any) -> None:
         raise InvalidRequest(f"'{name}' must be true or false.", param=name)
 
 
+def _is_whole(value: Any) -> bool:
+    """In JSON, 16.0 is a whole number too."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
+
+
 def _token_limit(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+    if not _is_whole(value) or not 0 <= value < 2**31:
         raise InvalidRequest(f"'{name}' must be a whole number of tokens.", param=name)
 
 
@@ -151,21 +175,49 @@ def _top_p(name: str, value: Any) -> None:
 
 
 def _seed(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+    if not _is_whole(value) or not -(2**63) <= value < 2**63:
         raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
 
 
-def _stop(name: str, value: Any) -> None:
-    texts = [value] if isinstance(value, str) else value
+def stop_texts(name: str, value: Any, texts_max: int) -> list[str]:
+    """The stop sequences in a list of them. Raises InvalidRequest."""
+    texts = [] if value is None else value
     if (
         not isinstance(texts, list)
-        or len(texts) > STOP_SEQUENCES_MAX
+        or len(texts) > texts_max
         or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
     ):
         raise InvalidRequest(
-            f"'stop' must be a text or up to {STOP_SEQUENCES_MAX} texts of 1 to {STOP_CHARACTERS_MAX} characters.",
-            param=name,
+            f"'{name}' must be up to {texts_max} texts of 1 to {STOP_CHARACTERS_MAX} characters.", param=name
         )
+    return texts
+
+
+def _refuse_a_choice_of_machine(body: dict[str, Any]) -> None:
+    if provider_serials(body):
+        name = "provider_serial" if body.get("provider_serial") is not None else "provider_serials"
+        raise InvalidRequest(f"Choosing a machine is not supported here; leave '{name}' out.", param=name)
+
+
+def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
+    """The machines that a request is restricted to, trimmed and each once (consumer API, section 5.6).
+
+    Raises:
+        InvalidRequest: not a text or a list of texts, or nothing is left of it.
+    """
+    found: dict[str, None] = {}
+    for name in ("provider_serial", "provider_serials"):
+        value = body.get(name)
+        if value is None:
+            continue
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest(f"'{name}' must be a serial number or a list of them.", param=name)
+        serials = [text.strip() for text in texts if text.strip()]
+        if not serials:
+            raise InvalidRequest(f"'{name}' names no machine.", param=name)
+        found |= dict.fromkeys(serials)
+    return tuple(found)
 
 
 def _stream_options(name: str, value: Any) -> None:
@@ -191,7 +243,6 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(_OUTPUT_LIMITS, _token_limit),
     "temperature": _number(0, 2),
     "top_p": _top_p,
-    "stop": _stop,
     "seed": _seed,
     "frequency_penalty": _number(-2, 2),
     "presence_penalty": _number(-2, 2),
@@ -209,11 +260,11 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "audio": _only((), "Audio output is"),
     "prediction": _only((), "Predicted output is"),
     "web_search_options": _only((), "Web search is"),
+    "verbosity": _only(("medium",), "Choosing a verbosity is"),
+    "moderation": _only((), "Moderation is"),
     "reasoning_effort": _only(("none",), "Reasoning effort is"),
     "top_k": _only((0, -1), "Top-k sampling is"),
     "min_p": _only((0,), "Min-p sampling is"),
     "repetition_penalty": _only((1,), "A repetition penalty is"),
-    "provider_serial": _only((), "Choosing a machine is"),
-    "provider_serials": _only((), "Choosing a machine is"),
     "min_trust": _only((), "Choosing a trust level is"),
 }

@@ -17,11 +17,12 @@ from uuid import UUID
 from api.consumer.admission import Bounds, completion_bound
 from api.consumer.answers import Whole
 from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Attempt, AttemptFailed, Delta, MachineLink, Started
-from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, MachineLost
+from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, KeyRevoked, MachineLost
 from api.ports import Fleet, Jobs, Sealing
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
 from domain.errors import (
     AttemptTimedOut,
+    AuthenticationFailed,
     DarkbloomError,
     InvalidRequest,
     ModelNotAvailable,
@@ -30,6 +31,7 @@ from domain.errors import (
 )
 from domain.protocol import InferenceComplete, InferenceError, Usage
 from domain.requests import JobFailure, RequestReleased, RequestSettled
+from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +54,12 @@ class Timeouts(NamedTuple):
 
 class Finished(NamedTuple):
     """The machine's last word, after the money moved. ``usage`` is what was charged, or, while that is not known yet,
-    what the machine says."""
+    what the machine says; ``cost_micro_usd`` is None then."""
 
     usage: Usage
     response_hash: str
     se_signature: str
+    cost_micro_usd: int | None = None
 
 
 Event = Started | Delta | Whole | Finished
@@ -66,12 +69,24 @@ class Consumed(Exception):
     """The consumer hung up, so nobody waits for an answer any more."""
 
 
-class _GatewayStops(Exception):
-    """This gateway cannot go on."""
+class _Stopped(Exception):
+    """The request cannot go on: what its consumer is told, and the reason of its release."""
+
+    def __init__(self, error: DarkbloomError, reason: str) -> None:
+        super().__init__(reason)
+        self.error = error
+        self.reason = reason
+
+
+_STOPS = {
+    KeyRevoked: (AuthenticationFailed, "This API key was revoked; what was delivered before is charged.", "cancelled"),
+    Aborted: (ServiceUnavailable, "This gateway is stopping; nothing was charged, try again.", "failed"),
+}
 
 
 class Tools(NamedTuple):
-    """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written."""
+    """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written, ``observe``
+    takes what a machine did."""
 
     jobs: Jobs
     fleet: Fleet
@@ -80,10 +95,14 @@ class Tools(NamedTuple):
     gateway_id: Callable[[], UUID]
     timeouts: Timeouts
     end_later: Callable[[SettleJob | ReleaseJob], None]
+    observe: Callable[[str, Observation], None]
 
 
 class Inference:
-    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards."""
+    """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards.
+
+    ``tokens_used`` is what it was charged for, also when its consumer left in the middle of the answer.
+    """
 
     def __init__(
         self,
@@ -99,8 +118,10 @@ class Inference:
         inbox: Inbox,
         tools: Tools,
         timing_us: dict[str, int],
+        constraints: Constraints = ANY_MACHINE,
     ) -> None:
         self.request_id = request_id
+        self.tokens_used = 0
         self._account_id = account_id
         self._model = model
         self._size_gb = size_gb
@@ -111,6 +132,7 @@ class Inference:
         self._inbox = inbox
         self._tools = tools
         self._timing_us = timing_us
+        self._constraints = constraints
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
@@ -144,6 +166,9 @@ class Inference:
         except ModelNotAvailable:
             reason = "rejected"
             raise
+        except _Stopped as stopped:
+            reason = stopped.reason
+            raise stopped.error from None
         finally:
             # Also reached when the surrounding task is cancelled or a bug shows up: no hold may be left behind.
             if not self._ended:
@@ -191,6 +216,7 @@ class Inference:
                 reply_to=self._tools.gateway_id(),
                 deadline=time.time() + min(timeouts.queue_wait, deadline - time.monotonic()),
                 may_wait=number == 1,
+                constraints=self._constraints,
             )
         )
         wait_until = time.monotonic() + timeouts.scheduler_reply
@@ -213,6 +239,10 @@ class Inference:
     def _refusal(self, refused: Refused) -> Exception:
         if refused.reason == "queue_full":
             return ModelNotAvailable("Too many requests are waiting for this model; try again shortly.")
+        if refused.reason == "hopeless":
+            hopeless = ModelNotAvailable("The queue for this model is longer than a request may wait; try again later.")
+            hopeless.retry_after_seconds = refused.retry_after_seconds or hopeless.retry_after_seconds
+            return hopeless
         if self._failures:
             last = self._failures[-1]
             return AttemptFailed(last.reason, last.status_code, retry=False)
@@ -237,10 +267,11 @@ class Inference:
                 async for item in items:
                     if isinstance(item, InferenceComplete):
                         at_work = False
+                        self._observe(assigned, "job_done", self._timing_us.get("provider_us", 0) / 1000)
                         yield await self._settle(attempt, item)
                     else:
                         yield item
-        except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _GatewayStops) as problem:
+        except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _Stopped) as problem:
             at_work = False
             await attempt.cancel()
             raise await self._consequence(attempt, problem) from None
@@ -250,11 +281,10 @@ class Inference:
 
     async def _consequence(self, attempt: Attempt, problem: Exception) -> Exception:
         """What the end of an attempt means for the request: another try, an error, or the end of a conversation."""
-        if isinstance(problem, _GatewayStops):
-            return ServiceUnavailable("This gateway is stopping; nothing was charged, try again.")
-        if isinstance(problem, Consumed | InboxOverflow) and attempt.started:
+        key_revoked = isinstance(problem, _Stopped) and problem.reason == "cancelled"
+        if attempt.started and (key_revoked or isinstance(problem, Consumed | InboxOverflow)):
             await self._settle_what_was_delivered(attempt)
-        if isinstance(problem, Consumed):
+        if isinstance(problem, Consumed | _Stopped):
             return problem
         if isinstance(problem, InboxOverflow) and attempt.started:
             return AttemptTimedOut("The answer was not read as fast as it came; what was delivered is charged.")
@@ -274,8 +304,9 @@ class Inference:
         item: Item = await self._inbox.get(seconds)
         if isinstance(item, ConsumerGone):
             raise Consumed
-        if isinstance(item, Aborted):
-            raise _GatewayStops
+        if isinstance(item, KeyRevoked | Aborted):
+            error, message, reason = _STOPS[type(item)]
+            raise _Stopped(error(message), reason)
         return item
 
     async def _next_in_time(self, patience_seconds: float, started: bool) -> Any:
@@ -286,9 +317,14 @@ class Inference:
     # --- failures ------------------------------------------------------------------------------------------------
 
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> AttemptFailed:
+        if failed.retry or failed.status >= 500:  # what follows from the request is not the machine's fault
+            self._observe(assigned, "job_failed")
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
         self._excluded.append(assigned.machine.session_id)
         return failed
+
+    def _observe(self, assigned: Assigned, kind: ObservationKind, amount: float = 0.0) -> None:
+        self._tools.observe(assigned.machine.machine_id, Observation(kind, time.time(), amount))
 
     def _failure_of(self, failed: AttemptFailed) -> DarkbloomError:
         """The consumer's error. A machine's own text is never passed on: it may hold anything."""
@@ -331,12 +367,13 @@ class Inference:
             completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
         )
         settled = await self._end(job)
-        usage = complete.usage
+        usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage = Usage(settled.prompt_tokens, settled.completion_tokens)
+            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
-        return Finished(usage, complete.response_hash, complete.se_signature)
+        self.tokens_used = usage.prompt_tokens + usage.completion_tokens
+        return Finished(usage, complete.response_hash, complete.se_signature, cost)
 
     async def _release(self, reason: str) -> None:
         await self._end(

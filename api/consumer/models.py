@@ -34,6 +34,15 @@ async def list_models(request: Request) -> Response:
     return Response(msgspec.json.encode(listing), media_type="application/json")
 
 
+@router.get("/v1/models/catalog")
+async def list_catalog(request: Request) -> Response:
+    """Every model that the network knows, whether a machine serves it now or not."""
+    coordinator: Coordinator = request.app.state.coordinator
+    wanted = request.query_params.get("type")
+    entries = [_catalog_entry(model) for model in coordinator.catalog.active()] if wanted in (None, "text") else []
+    return Response(msgspec.json.encode({"models": entries}), media_type="application/json")
+
+
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(request: Request, model_id: str) -> Response:
     for entry in await _entries(request):
@@ -87,6 +96,21 @@ def _entry(model: CatalogModel, machines: Sequence[Snapshot]) -> dict[str, Any]:
         **facts,
         "attested": bool(attested),
         "metadata": facts | {"attested_providers": len(attested), "routable_providers": len(machines)},
+    }
+
+
+def _catalog_entry(model: CatalogModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "s3_name": model.id.rpartition("/")[2],
+        "display_name": model.display_name,
+        "model_type": "text",
+        "size_gb": model.size_gb,
+        "architecture": model.architecture,
+        "description": model.description,
+        "min_ram_gb": model.min_ram_gb,
+        "active": True,
+        "weight_hash": "",
     }
 
 

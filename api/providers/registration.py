@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import secrets
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import msgspec
 
@@ -40,19 +41,22 @@ class Blob(msgspec.Struct, frozen=True, rename="camel"):
     public_key: str
     timestamp: str
     encryption_public_key: str = ""
+    serial_number: Annotated[str, msgspec.Meta(max_length=64)] = ""
     secure_enclave_available: bool = False
     sip_enabled: bool = False
     secure_boot_enabled: bool = False
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a machine is. ``signing_key`` is empty for a machine without a valid attestation; ``problem`` says why."""
+    """Who a machine is. ``signing_key`` is empty for a machine without a valid attestation; ``problem`` says why.
+    ``serial`` is what the machine signed as its serial number, or empty."""
 
     machine_id: str
     signing_key: str
     secure_enclave: bool
     trust_level: str
     problem: str
+    serial: str = ""
 
 
 def identify(register: Register, sealing: Sealing, now: datetime) -> Identity:
@@ -73,6 +77,7 @@ def identify(register: Register, sealing: Sealing, now: datetime) -> Identity:
         secure_enclave=blob.secure_enclave_available,
         trust_level="self_signed" if genuine else "none",
         problem="" if genuine else "the signing key is kept in software, or SIP or Secure Boot is not in effect",
+        serial=blob.serial_number,
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypedDict
 from uuid import uuid4
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Fleet, Gateway, Jobs, Ledger, Sealing
 from api.providers.challenge import Breach, Strike, check_answer, new_challenge
+from api.providers.heartbeats import is_news, is_urgent
 from api.providers.registration import (
     BANDWIDTH_GBS_MAX,
     DECODE_TPS_MAX,
@@ -46,7 +47,7 @@ from domain.protocol import (
     SessionStats,
     TrustStatus,
 )
-from domain.routing import Candidate, Demand, Load, Policy, Snapshot, reasons_against
+from domain.routing import Candidate, Observation, ObservationKind, Policy, Snapshot, Standing, standing_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,16 @@ SEND_SECONDS_MAX = 10.0
 HEARTBEAT_SECONDS_MIN = 1.0
 """Heartbeats that come faster are noted, but nobody is told."""
 
+TOUCH_SECONDS = 30.0
+"""A machine whose heartbeats say nothing new is written again this often, and looked at for what time alone changes."""
+
 CONNECTION_LOST = "connection lost"
 REPLACED = "replaced by new connection from same device"
+
+
+class Routability(TypedDict):
+    routable: bool
+    broken: Collection[str]
 
 
 class Surroundings(NamedTuple):
@@ -75,6 +84,7 @@ class Surroundings(NamedTuple):
     challenge_answer_seconds: float
     heartbeat_age_seconds_max: float
     drained: Callable[[], bool]
+    size_of: Callable[[str], float | None]
 
 
 class ProviderSession:
@@ -94,6 +104,8 @@ class ProviderSession:
         self._around = around
         self._jobs: dict[str, Inbox] = {}
         self._heartbeat: Heartbeat | None = None
+        self._told: Heartbeat | None = None
+        self._touched_at = 0.0
         self._first_stats: SessionStats | None = None
         self._last_heartbeat_at = time.monotonic()
         self._challenge: AttestationChallenge | None = None
@@ -169,6 +181,7 @@ class ProviderSession:
             )
         )
         self._opened = True
+        await around.fleet.meet(self.snapshot())
 
     async def close(self, code: int, reason: str) -> None:
         """Say why, and leave; also when the machine does not listen."""
@@ -224,9 +237,13 @@ class ProviderSession:
         self._first_stats = self._first_stats or heartbeat.stats
         now = time.monotonic()
         due = now - self._last_heartbeat_at >= HEARTBEAT_SECONDS_MIN
-        if due or before is None or before.status != heartbeat.status:
-            self._last_heartbeat_at = now
+        if not (due or before is None or before.status != heartbeat.status):
+            return
+        self._last_heartbeat_at = now
+        if self._told is None or is_urgent(self._told, heartbeat):
             await self.announce()
+        elif is_news(self._told, heartbeat) or now - self._touched_at >= TOUCH_SECONDS:
+            await self._note()
 
     def _pass_on(self, event: JobEvent) -> None:
         inbox = self._jobs.get(event.request_id)
@@ -254,6 +271,10 @@ class ProviderSession:
                 await around.fleet.withdraw(self.session_id)
         except DarkbloomError as error:
             log.warning("session %s leaves the fleet with the next sweep: %s", self.session_id, type(error).__name__)
+        if self._opened:
+            self._observe("uptime", time.monotonic() - self._touched_at)
+        if not around.registry.others_of(self):
+            around.fleet.forget(self.identity.machine_id)
         try:
             if self._opened:
                 await self._record_end(served, generated)
@@ -334,12 +355,14 @@ class ProviderSession:
             await self.close(1013, "the coordinator cannot register machines just now; connect again")
             return
         self._challenge_passed_at = time.time()
+        self._observe("challenge_passed")
         await self._replace_older()
         await self.announce()
 
     async def _strike(self, what: str) -> None:
         self._strikes += 1
         self._challenge_passed_at = 0.0
+        self._observe("challenge_failed")
         log.warning("machine %s: %s (strike %d)", self.identity.machine_id[:12], what, self._strikes)
         if self._strikes >= STRIKES_MAX:
             await self.violated(f"{what}, {STRIKES_MAX} times in a row")
@@ -357,15 +380,50 @@ class ProviderSession:
         async with self._announcing:  # in order, and never after the end
             if self._left:
                 return
-            verdict = self._judge(self.snapshot())
+            snapshot = self._take_snapshot()
+            standing = self._stand(snapshot)
             try:
-                woken: Sequence[DispatchJob] = await around.fleet.announce(self.snapshot(), routable=not verdict.reason)
+                woken: Sequence[DispatchJob] = await around.fleet.announce(snapshot, **_routability(standing, snapshot))
                 for job in woken:
                     await around.jobs.send(job)
             except DarkbloomError as error:
+                self._told = None
                 log.warning("session %s was not announced: %s", self.session_id, type(error).__name__)
-            if verdict != self._verdict:
-                await self._tell(verdict)
+            await self._judge(snapshot, standing)
+
+    async def _note(self) -> None:
+        """Let the fleet table say with the next tick what is true now; a change of the verdict is told at once."""
+        async with self._announcing:
+            if self._left:
+                return
+            snapshot = self._take_snapshot()
+            standing = self._stand(snapshot)
+            self._around.fleet.note(snapshot, **_routability(standing, snapshot))
+            await self._judge(snapshot, standing)
+
+    def _take_snapshot(self) -> Snapshot:
+        now = time.monotonic()
+        if self._opened and self._touched_at:
+            self._observe("uptime", now - self._touched_at)
+        self._told, self._touched_at = self._heartbeat, now
+        return self.snapshot()
+
+    def _observe(self, kind: ObservationKind, amount: float = 0.0) -> None:
+        self._around.fleet.observe(self.identity.machine_id, Observation(kind, time.time(), amount))
+
+    def _stand(self, snapshot: Snapshot) -> Standing:
+        """The verdict apart from any one request: a machine that is merely full is fine."""
+        around = self._around
+        candidate = Candidate(snapshot, health=around.fleet.health_of(snapshot.machine_id))
+        return standing_of(candidate, around.policy, now=time.time(), size_of=around.size_of)
+
+    async def _judge(self, snapshot: Snapshot, standing: Standing) -> None:
+        status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
+        causes = [*standing.advice(), *filter(None, (self._untrusted,))]
+        reason = protocol.REASON_SEPARATOR.join(causes)
+        verdict = TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
+        if verdict != self._verdict:
+            await self._tell(verdict)
 
     async def _tell(self, verdict: TrustStatus) -> None:
         try:
@@ -374,17 +432,6 @@ class ProviderSession:
             self._verdict = verdict
         except (ConnectionError, TimeoutError):
             log.debug("session %s could not be told its status", self.session_id)
-
-    def _judge(self, snapshot: Snapshot) -> TrustStatus:
-        """The verdict apart from any one request: a machine that is merely full is fine."""
-        first_model = next(iter(snapshot.models), "")
-        demand = Demand(first_model, 0, 0)
-        now = time.time()
-        against = reasons_against(Candidate(snapshot, Load()), demand, self._around.policy, now=now)
-        status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
-        details = (self._untrusted,) if self._untrusted else ()
-        reason = "; ".join([*(str(item) for item in against), *details])
-        return TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
 
     def snapshot(self) -> Snapshot:
         register, heartbeat = self._register, self._heartbeat
@@ -420,5 +467,12 @@ class ProviderSession:
             machine_model=register.hardware.machine_model[:100],
             signing_key=self.identity.signing_key,
             secure_enclave=self.identity.secure_enclave,
+            serial=self.identity.serial,
             quantization={model.id: model.quantization for model in register.models},
         )
+
+
+def _routability(standing: Standing, snapshot: Snapshot) -> Routability:
+    """Whether a machine may be given a slot, and the models for which it may not."""
+    broken = [model for model in snapshot.models if not standing.takes(model)]
+    return {"routable": len(broken) < len(snapshot.models), "broken": broken}

@@ -31,7 +31,7 @@ class Logged(NamedTuple):
     event: DomainEvent
 
 
-WalletEvent = PromotionalCreditGranted | EarningCredited | HoldPlaced | HoldCaptured | HoldReleased | WalletAdjusted
+WalletEvent = PromotionalCreditGranted | EarningCredited | WalletAdjusted | HoldPlaced | HoldCaptured | HoldReleased
 
 
 class WalletFold:
@@ -63,11 +63,11 @@ class WalletFold:
             self.buckets["promotional"] += event.amount
         elif isinstance(event, EarningCredited):
             self.buckets[EARNING_BUCKETS.get(event.kind, "reward")] += event.amount
+        elif isinstance(event, WalletAdjusted):
+            self.buckets[event.bucket] = self.buckets.get(event.bucket, 0) + event.amount
         elif isinstance(event, HoldCaptured):
             for bucket in BUCKETS:
                 self.buckets[bucket] -= getattr(event.split, bucket)
-        elif isinstance(event, WalletAdjusted):
-            self.buckets[event.bucket] = self.buckets.get(event.bucket, 0) + event.amount
 
 
 class LogCheck:
@@ -128,14 +128,9 @@ class LogCheck:
 
     def _follow(self, position: int, event: DomainEvent) -> None:
         match event:
-            case (
-                PromotionalCreditGranted()
-                | EarningCredited()
-                | HoldPlaced()
-                | HoldCaptured()
-                | HoldReleased()
-                | WalletAdjusted()
-            ):
+            case PromotionalCreditGranted() | EarningCredited() | WalletAdjusted():
+                self._follow_wallet(position, event)
+            case HoldPlaced() | HoldCaptured() | HoldReleased():
                 self._follow_wallet(position, event)
             case JournalEntryPosted():
                 self._follow_entry(position, event)

@@ -16,6 +16,7 @@ from domain.adjustments import AdjustmentApproved, AdjustmentProposed, Adjustmen
 from domain.eventsourced import DomainEvent
 from domain.invariants.catalogue import Report, Violation
 from domain.journal import BUCKET_CODES, CHART, JournalEntryPosted
+from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
 from domain.periods import PeriodClosed, PeriodLocked
 from domain.requests import (
@@ -43,17 +44,20 @@ AdmissionOf = Callable[[UUID], RequestAdmitted | None]
 WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
     {
         AccountOpened,
-        JobDispatched,
-        JobFailed,
-        UsageClaimClamped,
-        MachineRegistered,
-        MachineLinked,
-        ProviderSessionOpened,
-        ProviderSessionClosed,
         AdjustmentProposed,
         AdjustmentRejected,
         PeriodLocked,
         PeriodClosed,
+        JobDispatched,
+        JobFailed,
+        UsageClaimClamped,
+        KeySpendHeld,
+        KeySpendCaptured,
+        KeySpendReleased,
+        MachineRegistered,
+        MachineLinked,
+        ProviderSessionOpened,
+        ProviderSessionClosed,
     }
 )
 """Events that move no money and end no request. An event belongs here or is read below; a test asks for that."""
@@ -70,6 +74,7 @@ class TransactionCheck:
         self._readers: dict[type[DomainEvent], Callable[[Any], None]] = {
             PromotionalCreditGranted: self._read_credit,
             EarningCredited: self._read_earning,
+            WalletAdjusted: self._read_adjustment,
             HoldPlaced: self._read_hold,
             HoldCaptured: self._read_capture,
             HoldReleased: self._read_release,
@@ -78,7 +83,6 @@ class TransactionCheck:
             JobCompleted: self._read_completion,
             RequestSettled: self._read_end,
             RequestReleased: self._read_end,
-            WalletAdjusted: self._read_adjustment,
             AdjustmentApproved: self._read_approval,
         }
         self._forget()
@@ -134,6 +138,21 @@ class TransactionCheck:
                 self._say(6, event.reference, "a job earns twice")
             self._earned[event.reference] = event
 
+    def _read_adjustment(self, event: WalletAdjusted) -> None:
+        code = BUCKET_CODES.get(event.bucket)
+        if code is None:
+            self._say(4, event.account_id, f"a bucket {event.bucket!r} has no account in the journal")
+            return
+        if event.amount == 0 or event.approved_by in ("", event.proposed_by):
+            self._say(4, event.reference, "an adjustment moves nothing, or one person alone made it")
+        if event.reference in self._adjusted:
+            self._say(4, event.reference, "an adjustment moves money twice")
+        self._adjusted[event.reference] = event
+        self._move(code, event.account_id, event.amount)
+
+    def _read_approval(self, event: AdjustmentApproved) -> None:
+        self._approved[event.adjustment_id] = event
+
     def _read_hold(self, event: HoldPlaced) -> None:
         if event.amount < 0:
             self._say(5, event.hold_id, "a hold is below zero")
@@ -160,21 +179,6 @@ class TransactionCheck:
         if event.hold_id in self._resolved:
             self._say(5, event.hold_id, "a hold is resolved twice")
         self._resolved[event.hold_id] = event
-
-    def _read_adjustment(self, event: WalletAdjusted) -> None:
-        code = BUCKET_CODES.get(event.bucket)
-        if code is None:
-            self._say(4, event.account_id, f"a bucket {event.bucket!r} has no account in the journal")
-            return
-        if event.reference in self._adjusted:
-            self._say(4, event.reference, "an adjustment moves money twice")
-        if event.approved_by == event.proposed_by:
-            self._say(4, event.reference, "an adjustment was approved by whoever proposed it")
-        self._adjusted[event.reference] = event
-        self._move(code, event.account_id, event.amount)
-
-    def _read_approval(self, event: AdjustmentApproved) -> None:
-        self._approved[event.adjustment_id] = event
 
     # --- the journal -------------------------------------------------------------------------------------------------
 
@@ -225,6 +229,11 @@ class TransactionCheck:
             admission = admission_of(end.originator_id)
             if isinstance(end, RequestSettled):
                 self._close_settlement(end, resolved, admission)
+            elif _holds_nothing(admission):
+                if resolved is not None:
+                    self._say(5, request_id, "a request without a hold resolved one")
+            elif admission is None and resolved is None:
+                pass  # admitted before this part of the log, where it may have held nothing
             elif not isinstance(resolved, HoldReleased) or resolved.account_id != end.account_id:
                 self._say(5, request_id, "a released request left its hold")
             elif admission is not None and resolved.released != admission.reserved:
@@ -238,8 +247,9 @@ class TransactionCheck:
             admission = self._admitted.pop(hold_id, None)
             if admission is None or (admission.account_id, admission.reserved) != (hold.account_id, hold.amount):
                 self._say(5, hold_id, "a hold is not what a request was admitted with")
-        for request_id in self._admitted:
-            self._say(5, request_id, "a request was admitted without its hold")
+        for request_id, admission in self._admitted.items():
+            if not _holds_nothing(admission):
+                self._say(5, request_id, "a request was admitted without its hold")
 
     def _close_settlement(
         self,
@@ -248,7 +258,10 @@ class TransactionCheck:
         admission: RequestAdmitted | None,
     ) -> None:
         job_id, cost = settled.job_id, settled.cost
-        if (
+        if _holds_nothing(admission) or (admission is None and capture is None and settled.reserved == 0):
+            if capture is not None or not settled.free:
+                self._say(5, settled.request_id, "a request without a hold was not served for free")
+        elif (
             not isinstance(capture, HoldCaptured)
             or capture.account_id != settled.account_id
             or capture.captured != cost
@@ -313,10 +326,8 @@ class TransactionCheck:
 
     def _close_adjustments(self) -> None:
         for adjustment_id, adjusted in self._adjusted.items():
-            entry, approved = (
-                self._entries.pop(f"adjust:{adjustment_id}", None),
-                self._approved.pop(adjustment_id, None),
-            )
+            entry = self._entries.pop(f"adjust:{adjustment_id}", None)
+            approved = self._approved.pop(adjustment_id, None)
             if entry is None:
                 self._say(4, adjustment_id, "an adjustment has no journal entry")
             elif approved is None or approved.entry_id != entry.originator_id:
@@ -338,3 +349,8 @@ class TransactionCheck:
                 self._say(6, key, "a settlement was posted though no request was settled")
             elif key.startswith("adjust:"):
                 self._say(4, key, "an adjustment was posted though no wallet was adjusted")
+
+
+def _holds_nothing(admission: RequestAdmitted | None) -> bool:
+    """Whether a request was restricted to machines of its own account, which serve it for free."""
+    return admission is not None and admission.self_route and admission.reserved == 0

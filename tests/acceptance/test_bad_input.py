@@ -250,6 +250,16 @@ def test_a_credit_that_is_no_amount_is_a_usage_error(amount: str, tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("role", ["auditor", "admin"])
+def test_only_a_consumers_key_has_scopes(role: str, tmp_path: Path) -> None:
+    options = ["--role", role, "--scope", "keys", "--data-dir", str(tmp_path / "data")]
+    done = CliRunner().invoke(main, ["keys", "create", *options])
+    assert done.exit_code == 2
+    assert "--scope" in done.output
+    assert "only a consumer's key has scopes" in done.output
+    assert not (tmp_path / "data").exists()
+
+
 def test_the_key_alone_is_on_stdout_and_works(tmp_path: Path) -> None:
     with coordinator(tmp_path) as running:
         done = _up("keys", "create", "--credit", "2.50", "--data-dir", str(tmp_path / "data"))

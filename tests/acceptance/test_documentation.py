@@ -331,7 +331,7 @@ def test_parts_of_messages_are_described_by_name() -> None:
 
 def test_every_reason_why_a_machine_gets_no_work_has_advice() -> None:
     page = (DOCS / "how-to" / "find-out-why-a-machine-gets-no-work.md").read_text()
-    assert [row[0] for row in rows(page)] == [str(reason) for reason in routing.Reason]
+    assert [tuple(row[:2]) for row in rows(page)] == [(reason.value, reason.says) for reason in routing.Reason]
 
 
 def test_every_reason_why_an_attempt_failed_is_described() -> None:
@@ -360,6 +360,7 @@ def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
     text = sections(reference("http-api"), 3)["Members that are refused by name"]
     valid = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
     refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("_only.")}
+    refusals |= {"provider_serial", "provider_serials"}
     assert {member for row in rows(text) for member in codes(row[0])} == refusals - {"response_format"}
     for row in rows(text):
         neutral = [json.loads(value.strip("`")) for value in row[1].split(", or ")]

@@ -512,15 +512,18 @@ class TestConnection:
     async def test_trust_is_logged_when_it_changes(self, machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO):
             async with connected(machine) as (connection, _, coordinator):
-                low = protocol.TrustStatus("none", "online", "no\nchallenge passed")
+                low = protocol.TrustStatus("none", "online", "no\nchallenge; wait | too hot; cool it")
                 for trust in (low, low, protocol.TrustStatus("self_signed", "online", "")):
                     await connection.send(trust)
                 await (await connection.submit(chat())).completed()
-                lines = [record.getMessage() for record in caplog.records if "trust" in record.getMessage()]
+                lines = [record.getMessage() for record in caplog.records]
+                lines = [line for line in lines if "trust" in line or line.startswith("- ")]
         served = ", ".join(SERVED)
         assert lines == [
             f"connected to {coordinator.url}; trust not reported yet; serving {served}",
-            f"connected to {coordinator.url}; trust none, status online (no challenge passed); serving {served}",
+            f"connected to {coordinator.url}; trust none, status online, but something is in the way; serving {served}",
+            "- no challenge; wait",
+            "- too hot; cool it",
             f"connected to {coordinator.url}; trust self_signed, status online; serving {served}",
         ]
 

@@ -17,7 +17,8 @@ from adapters.postgres import credentials, migrate, roles, sql
 from adapters.postgres.credentials import StoredCredentials
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.roles import RoleUnusable
-from adapters.scheduler.fleet import GatewayFleet, SchedulerFleet
+from adapters.scheduler.fleet import SchedulerFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.leases import GatewayLease
 from api.cli import main
 from projections.doctor import examine
@@ -210,16 +211,17 @@ def test_an_auditor_sees_whose_keys_there_are_and_no_hash_of_any(owned: tuple[st
             "SELECT count(*) FROM api_keys GROUP BY key_hash",
             "SELECT * FROM provider_tokens",
             "SELECT token_hash FROM provider_tokens",
+            "SELECT sealed FROM replies",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
 
 
-def test_no_column_that_holds_a_hash_of_a_secret_is_forgotten(database: str) -> None:
+def test_no_column_that_holds_a_hash_of_a_secret_or_sealed_content_is_forgotten(database: str) -> None:
     with psycopg.connect(database) as connection:
         found = connection.execute(
             "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' "
-            "AND column_name ~ '(key|token|secret|password)_hash|password|secret$'"
+            "AND column_name ~ '(key|token|secret|password)_hash|password|secret$|sealed'"
         ).fetchall()
     assert {(table, column) for table, column in found} == {
         (table, column) for table, columns in roles.SECRET_COLUMNS.items() for column in columns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
-from typing import get_args
 
 import psycopg
 import pytest
@@ -13,6 +12,7 @@ from adapters.postgres import credentials
 from adapters.postgres.credentials import StoredCredentials
 from adapters.postgres.pool import make_async_pool
 from domain.errors import ServiceUnavailable
+from domain.keys import ROLES
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -30,12 +30,17 @@ def everything_stored(look: Connection) -> str:
     return "\n".join(str(row) for (table,) in tables for row in look.execute(f"SELECT t::text FROM {table} t"))
 
 
+async def account_and_key(stored: StoredCredentials, secret: str) -> tuple[str, str] | None:
+    found = await stored.find_api_key(secret)
+    return found[:2] if found else None
+
+
 async def test_a_key_is_found_with_its_account_and_its_id(stored: StoredCredentials, look: Connection) -> None:
     first = credentials.create_api_key(look, "acct-1", "laptop")
     second = credentials.create_api_key(look, "acct-2", "server")
 
-    assert await stored.find_api_key(first.secret) == ("acct-1", first.key_id, "consumer")
-    assert await stored.find_api_key(second.secret) == ("acct-2", second.key_id, "consumer")
+    assert await account_and_key(stored, first.secret) == ("acct-1", first.key_id)
+    assert await account_and_key(stored, second.secret) == ("acct-2", second.key_id)
 
 
 async def test_nothing_but_the_secret_itself_finds_a_key(stored: StoredCredentials, look: Connection) -> None:
@@ -71,7 +76,7 @@ async def test_a_revoked_key_is_refused_at_once_and_others_are_not(
     assert credentials.revoke_api_key(look, revoked.key_id if by == "id" else revoked.secret) is True
 
     assert await stored.find_api_key(revoked.secret) is None
-    assert await stored.find_api_key(kept.secret) == ("acct-1", kept.key_id, "consumer")
+    assert await account_and_key(stored, kept.secret) == ("acct-1", kept.key_id)
     assert credentials.revoke_api_key(look, revoked.key_id) is False
     assert credentials.revoke_api_key(look, revoked.secret) is False
 
@@ -166,11 +171,11 @@ async def test_a_lookup_survives_a_killed_connection(stored: StoredCredentials, 
     answers = []
     for _ in range(3):
         try:
-            answers.append(await stored.find_api_key(key.secret))
+            answers.append(await account_and_key(stored, key.secret))
         except ServiceUnavailable:
             answers.append(None)
 
-    assert answers[-1] == ("acct", key.key_id, "consumer")
+    assert answers[-1] == ("acct", key.key_id)
 
 
 def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
@@ -184,9 +189,20 @@ def test_two_keys_of_one_hash_cannot_be(look: Connection) -> None:
 
 
 async def test_a_key_has_the_role_it_was_made_with(stored: StoredCredentials, look: Connection) -> None:
-    for role in get_args(credentials.Role):
+    for role in ROLES:
         key = credentials.create_api_key(look, "acct", "name", role)
-        assert await stored.find_api_key(key.secret) == credentials.find_api_key(look, key.secret)
-        assert await stored.find_api_key(key.secret) == ("acct", key.key_id, role)
+        found = await stored.find_api_key(key.secret)
+        assert found is not None
+        assert found == credentials.find_api_key(look, key.secret)
+        assert (found.account_id, found.key_id, found.key.role) == ("acct", key.key_id, role)
     with pytest.raises(psycopg.errors.CheckViolation):
         look.execute("UPDATE api_keys SET role = 'owner'")
+
+
+async def test_consumers_keys_alone_have_scopes(stored: StoredCredentials, look: Connection) -> None:
+    for role, scopes in (("consumer", ("inference",)), ("auditor", ()), ("admin", ())):
+        found = await stored.find_api_key(credentials.create_api_key(look, "acct", "name", role).secret)
+        assert found is not None
+        assert found.key.scopes == scopes
+    with pytest.raises(psycopg.errors.CheckViolation):
+        credentials.create_api_key(look, "acct", "name", "auditor", ["inference"])

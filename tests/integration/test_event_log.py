@@ -17,6 +17,7 @@ from domain.adjusting import ApproveAdjustment, RejectAdjustment
 from domain.closing import ClosePeriod, LockPeriod
 from domain.events import UnknownEvent, UnreadableEvent
 from domain.eventsourced import Actor
+from domain.key_budgets import KeyLimit
 from domain.ledger import CloseSession, OpenAccount, OpenSession
 from domain.requests import JobFailure, job_id_of
 from tests.support.ledger_commands import (
@@ -36,6 +37,8 @@ from tests.support.ledger_tables import log_of
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
+
+CURRENT_VERSIONS = {cls.TOPIC: cls.SCHEMA_VERSION for cls in events.EVENT_CLASSES}
 
 
 def write_one_of_each(writer: LedgerWriter) -> None:
@@ -61,6 +64,12 @@ def write_one_of_each(writer: LedgerWriter) -> None:
     writer.execute(msgspec.structs.replace(settle(consumer, over_claimed, 50), claimed_completion_tokens=99))
     writer.execute(admit(consumer, 100, given_up))
     writer.execute(dispatch(given_up))
+    limit = KeyLimit(1_000, "daily")
+    for end in (settle, lambda who, which, _: release(who, which)):
+        limited = uuid4()
+        writer.execute(msgspec.structs.replace(admit(consumer, 100, limited), key_limit=limit))
+        writer.execute(dispatch(limited))
+        writer.execute(end(consumer, limited, 50))
     failure = JobFailure(str(job_id_of(given_up, 1)), "timeout", 504)
     writer.execute(msgspec.structs.replace(release(consumer, given_up), failures=(failure,)))
     writer.execute(CloseSession(**session, requests_served=1, tokens_generated=60, reason="bye"))
@@ -89,7 +98,7 @@ def test_every_kind_of_event_is_stored_as_readable_json_with_its_version(
     assert {event.topic for event in log} == {cls.TOPIC for cls in events.EVENT_CLASSES}
     for event in log:
         said = event.payload
-        assert said["schema_version"] == 1
+        assert said["schema_version"] == CURRENT_VERSIONS[event.topic]
         assert said["originator_id"] == str(event.originator_id)
         assert said["originator_version"] == event.version
         assert said["actor"].keys() == {"kind", "id"}
@@ -110,11 +119,11 @@ def test_postgresql_itself_can_read_what_is_stored(writer: LedgerWriter, look: C
     write_one_of_each(writer)
 
     rows = look.execute(
-        "SELECT topic, convert_from(state, 'UTF8')::jsonb ->> 'schema_version' FROM events ORDER BY position"
+        "SELECT topic, (convert_from(state, 'UTF8')::jsonb ->> 'schema_version')::int FROM events ORDER BY position"
     ).fetchall()
 
     assert len(rows) == len(log_of(look))
-    assert {version for _, version in rows} == {"1"}
+    assert all(version == CURRENT_VERSIONS[topic] for topic, version in rows)
 
 
 def test_every_stored_event_reads_back_as_the_same_bytes(writer: LedgerWriter, look: Connection) -> None:

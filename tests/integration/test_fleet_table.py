@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from adapters.postgres.pool import make_async_pool, open_pool
-from adapters.scheduler.fleet import AttemptHasSlot, GatewayFleet, SchedulerFleet
+from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import DispatchJob
-from domain.routing import Load
+from domain.routing import Demand, Load, Policy
 from tests.support.ledger_commands import GATEWAY, MODEL
 from tests.support.ledger_machines import (
     assert_counters_are_true,
@@ -57,7 +58,7 @@ def ids(jobs: list[DispatchJob]) -> list[UUID]:
 
 def park(fleet: SchedulerFleet, look: Connection, *jobs: DispatchJob, depth_max: int = 100) -> list[bool]:
     open_requests_of(look, *jobs)
-    return [fleet.park(one, seconds=600, depth_max=depth_max) for one in jobs]
+    return [fleet.park(one, seconds=600, depth_max=depth_max) is not None for one in jobs]
 
 
 def age_queue(look: Connection, seconds: float) -> None:
@@ -203,7 +204,7 @@ async def test_a_machine_that_may_not_be_routed_to_gives_no_slot(
 
     assert fleet.claim(job(), one.session_id, seconds=600) is False
     assert fleet.claim(job(), str(uuid4()), seconds=600) is False
-    assert fleet.candidates(MODEL, GATEWAY) == []
+    assert fleet.machines_for(MODEL, GATEWAY) == []
     assert claims(look) == {}
 
 
@@ -221,7 +222,7 @@ async def test_a_machine_announced_again_keeps_its_claims_and_takes_its_new_fact
     await gateway.announce(hotter, routable=True)
 
     assert busy_of(look, one.session_id) == 1
-    [candidate] = fleet.candidates("other", GATEWAY)
+    [candidate] = fleet.machines_for("other", GATEWAY)
     assert candidate.snapshot == hotter
     assert candidate.load == Load(requests_all=1, requests_model=0, output_tokens_model=0)
     assert fleet.claim(job(), one.session_id, seconds=600) is False  # the capacity is one now
@@ -238,7 +239,7 @@ async def test_candidates_are_the_gateway_s_machines_with_what_is_in_flight_on_e
     fleet.claim(job(output_tokens=12), mine.session_id, seconds=600)
     fleet.claim(job(model="other", output_tokens=7), mine.session_id, seconds=600)
 
-    [candidate] = fleet.candidates(MODEL, GATEWAY)
+    [candidate] = fleet.machines_for(MODEL, GATEWAY)
 
     assert candidate.snapshot == mine
     assert candidate.load == Load(requests_all=3, requests_model=2, output_tokens_model=42)
@@ -253,8 +254,8 @@ async def test_a_machine_that_moved_to_another_gateway_id_is_found_there(
 
     await gateway.announce(machine(session_id=before.session_id, gateway_id=after), routable=True)
 
-    assert [one.snapshot.session_id for one in fleet.candidates(MODEL, after)] == [before.session_id]
-    assert fleet.candidates(MODEL, GATEWAY) == []
+    assert [one.snapshot.session_id for one in fleet.machines_for(MODEL, after)] == [before.session_id]
+    assert fleet.machines_for(MODEL, GATEWAY) == []
 
 
 async def test_a_lost_table_is_made_good_by_announcing_again(
@@ -267,7 +268,7 @@ async def test_a_lost_table_is_made_good_by_announcing_again(
 
     look.execute("TRUNCATE fleet, claims")
     fleet.release(running_job.request_id, 1)
-    assert fleet.candidates(MODEL, GATEWAY) == []
+    assert fleet.machines_for(MODEL, GATEWAY) == []
     await gateway.announce(one, routable=True)
 
     assert [fleet.claim(job(), one.session_id, seconds=600) for _ in range(3)] == [True, True, False]
@@ -314,8 +315,8 @@ async def test_offers_are_the_gateway_s_machines_that_may_be_routed_to(
     await gateway.announce(hidden, routable=False)
     fleet.claim(job(), busy.session_id, seconds=600)
 
-    assert fleet.offers(MODEL, GATEWAY) == 1
-    assert fleet.offers("nothing", GATEWAY) == 0
+    assert fleet.supply(Demand(MODEL, 1, 1), Policy(), GATEWAY)[:3] == (1, 1, 1)
+    assert fleet.supply(Demand("nothing", 1, 1), Policy(), GATEWAY) == (0, 0, 0, None)
     assert {one.session_id for one in await gateway.offers()} == {busy.session_id, other.session_id}
 
 
@@ -440,21 +441,21 @@ async def test_requests_that_park_at_the_same_time_do_not_fill_a_queue_beyond_it
         # Given that each of them has looked at the queue and stands before its own row
         for one in jobs:
             other.execute(
-                "INSERT INTO waiters (request_id, attempt, model, gateway_id, deadline, message) "
-                "VALUES (%s, 1, '', %s, now(), '')",
+                "INSERT INTO waiters (request_id, attempt, account_id, model, gateway_id, turn, deadline, message) "
+                "VALUES (%s, 1, '', '', %s, 0, now(), '')",
                 (one.request_id, GATEWAY),
             )
         accepted = [pool.submit(fleet.park, one, seconds=600, depth_max=2) for one in jobs]
         until_sessions_wait(look, 6)
         other.rollback()
 
-        assert [one.result(30) for one in accepted].count(True) == 2
+        assert [one.result(30) is not None for one in accepted].count(True) == 2
     assert len(waiting(look)) == 2
 
 
 async def test_a_request_that_is_not_open_does_not_wait(fleet: SchedulerFleet, look: Connection) -> None:
     """It ended, or was never admitted: nobody would take it out of the queue."""
-    assert fleet.park(job(), seconds=600, depth_max=10) is False
+    assert fleet.park(job(), seconds=600, depth_max=10) is None
 
     assert waiting(look) == []
 
@@ -475,9 +476,9 @@ async def test_a_waiter_that_leaves_is_not_woken(
 async def test_a_waiter_past_its_deadline_is_neither_woken_nor_counted(fleet: SchedulerFleet, look: Connection) -> None:
     late, timely = job(), job()
     open_requests_of(look, late, timely)
-    assert fleet.park(late, seconds=-1, depth_max=1) is True
+    assert fleet.park(late, seconds=-1, depth_max=1)
 
-    assert fleet.park(timely, seconds=600, depth_max=1) is True
+    assert fleet.park(timely, seconds=600, depth_max=1)
     assert ids(fleet.wake([MODEL], 10)) == [timely.request_id]
 
     look.execute(

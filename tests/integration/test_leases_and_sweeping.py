@@ -418,9 +418,9 @@ def test_sweeping_frees_the_machine_of_a_lapsed_gateway(scene: SchedulerScene, l
     lease(look, lapsed_seconds=1)
     one = machine()
     look.execute(
-        "INSERT INTO fleet (session_id, gateway_id, models, capacity, routable, snapshot) "
-        "VALUES (%s, %s, '{}', 1, true, '')",
-        (one.session_id, GATEWAY),
+        "INSERT INTO fleet (session_id, gateway_id, machine_id, account_id, serial, capacity, routable, snapshot) "
+        "VALUES (%s, %s, %s, '', '', 1, true, '')",
+        (one.session_id, GATEWAY, one.machine_id),
     )
     assert scene.fleet.claim(job(), one.session_id, seconds=600)
 

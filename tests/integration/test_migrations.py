@@ -109,7 +109,7 @@ def test_the_scheduler_s_tables_are_unlogged_and_nothing_else_is(empty_database:
     migrate.upgrade(empty_database)
 
     rows = inside.execute("SELECT relname FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'").fetchall()
-    assert {row[0] for row in rows} == {"fleet", "claims", "waiters"}
+    assert {row[0] for row in rows} == {"fleet", "fleet_models", "claims", "waiters", "model_demand"}
 
 
 def test_upgrades_at_the_same_time_take_turns_and_all_succeed(empty_database: str, inside: Connection) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.writer import LedgerWriter
-from adapters.scheduler.fleet import GatewayFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob, Notice, Refused, Waiting
 from domain.errors import LedgerUnavailable
 from domain.requests import JobFailure, job_id_of

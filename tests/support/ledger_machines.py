@@ -111,6 +111,13 @@ def assert_counters_are_true(look: Connection) -> None:
     for session_id, busy, capacity, claimed in rows:
         assert 0 <= busy <= capacity, session_id
         assert busy == claimed, session_id
+    drifted = look.execute(
+        "SELECT m.session_id, m.model FROM fleet_models m LEFT JOIN fleet f USING (session_id) CROSS JOIN LATERAL "
+        "(SELECT count(*) AS requests, coalesce(sum(output_tokens), 0) AS tokens FROM claims c "
+        " WHERE c.session_id = m.session_id AND c.model = m.model) c "
+        "WHERE (m.busy, m.requests_model, m.output_tokens_model) IS DISTINCT FROM (f.busy, c.requests, c.tokens)"
+    ).fetchall()
+    assert drifted == []
 
 
 class RecordingMailbox:

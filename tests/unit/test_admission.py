@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from api.consumer.admission import COMPLETION_SLACK_TOKENS, admit_command, bounds_of, completion_bound
 from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ROUTING_OUTPUT_TOKENS, ChatRequest, parse_chat
-from api.ports import Caller
 from domain.catalog import CatalogModel
 from domain.eventsourced import Actor
+from domain.keys import Caller
 from tests.support.examples import REQUEST
 from tests.support.memory_ledger import BEGINNING
 

@@ -228,7 +228,7 @@ def test_the_rule_holds(name: str) -> None:
             "import adapters.settings",
         ),
         (PROJECTIONS, "projections/x.py", "from api import ports"),
-        (ADAPTERS, "adapters/x.py", "from api.ports import Caller"),
+        (ADAPTERS, "adapters/x.py", "from api.ports import Credentials"),
         (ADAPTERS, "adapters/x.py", "import projections.runner as runner"),
         (ADAPTERS, "adapters/x/y.py", "from ...agent import session"),
         (

@@ -20,16 +20,21 @@ from api.auditors import desk as desks
 from api.auditors import exports, replays
 from api.auditors.desk import PREFIX, Desk
 from api.auditors.routes import ROUTERS
-from api.ports import Caller
+from domain.keys import ROLES, Caller, KeySettings, default_scopes
 from projections.audit.instants import AsOf, Stretch
 from projections.diff import Compared
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
+CALLERS: Mapping[str, Caller] = {
+    role: Caller("acct", f"key_{role}", KeySettings(role=role, scopes=default_scopes(role))) for role in ROLES
+}
+
+
 class Keys:
     async def find_api_key(self, token: str) -> Caller | None:
-        return Caller("acct", f"key_{token}", token) if token in ("consumer", "auditor", "admin") else None
+        return CALLERS.get(token)
 
 
 class Accesses:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
-from api.consumer.auth import authenticate, token_of
-from api.ports import Caller
-from domain.errors import AuthenticationFailed
+from api.consumer.auth import authenticate, require_scope, token_of
+from domain.errors import AuthenticationFailed, Forbidden
+from domain.keys import ROLES, SCOPES, Caller, KeySettings, Role, Scope, default_scopes
 
 TOKEN = "eigeninference-0123456789abcdef"
 
@@ -62,3 +62,19 @@ class TestAuthenticate:
         with pytest.raises(AuthenticationFailed, match="provider token"):
             await authenticate(Headers({"X-Api-Key": "eigeninference-pt-abc"}), credentials)
         assert credentials.asked == []
+
+
+class TestScope:
+    @pytest.mark.parametrize("scope", SCOPES)
+    def test_a_consumers_key_does_what_its_scopes_say(self, scope: Scope) -> None:
+        require_scope(Caller("ada", "key", KeySettings(scopes=(scope,))), scope)
+        for other in set(SCOPES) - {scope}:
+            with pytest.raises(Forbidden, match=f"lacks the scope '{other}'"):
+                require_scope(Caller("ada", "key", KeySettings(scopes=(scope,))), other)
+
+    @pytest.mark.parametrize("role", [role for role in ROLES if role != "consumer"])
+    @pytest.mark.parametrize(("scope", "deed"), [("inference", "run inference"), ("keys", "manage keys")])
+    def test_keys_of_the_other_roles_are_told_to_use_a_consumers(self, role: Role, scope: Scope, deed: str) -> None:
+        caller = Caller("ada", "key", KeySettings(role=role, scopes=default_scopes(role)))
+        with pytest.raises(Forbidden, match=f"An {role} key cannot {deed}; use a consumer key"):
+            require_scope(caller, scope)

@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.consumer.answers import ProviderDelta, ProviderMessage, Whole, WholeChoice
+from api.consumer.answers import (
+    ProviderDelta,
+    ProviderFunction,
+    ProviderMessage,
+    ProviderToolCall,
+    Whole,
+    WholeChoice,
+)
 from api.consumer.attempt import Started
-from api.consumer.chat_rendering import DONE, KEEP_ALIVE, ChatStream, completion_body, proofs_of, usage_of
+from api.consumer.chat_rendering import DONE, ChatAnswer, usage_of
 from api.consumer.inference import Finished
+from api.consumer.rendering import proofs_of
 from domain.errors import AttemptTimedOut, ProviderFailed
 from domain.protocol import Usage
 from tests.support.examples import snapshot
@@ -29,8 +37,8 @@ USAGE = (
 PROOFS = b'"se_signature":"%b","response_hash":"%b"' % (SIGNATURE.encode(), HASH.encode())
 
 
-def stream(*, include_usage: bool = False, model: str = "M") -> ChatStream:
-    return ChatStream(model=model, created=1_777_500_000, include_usage=include_usage)
+def stream(*, include_usage: bool = False, model: str = "M") -> ChatAnswer:
+    return ChatAnswer(model=model, created=1_777_500_000, include_usage=include_usage)
 
 
 def said(content: str | None = None, *, index: int = 0, finish: str | None = None, **more: Any) -> ProviderDelta:
@@ -111,8 +119,19 @@ class TestStreams:
         (event,) = events_of(rendering.delta((said(**{name: "hm"}),)))
         assert event["choices"][0]["delta"] == {"reasoning_content": "hm"}
 
+    def test_the_first_piece_of_a_tool_call_names_it_and_the_others_only_go_on(self) -> None:
+        rendering = stream()
+        rendering.start(STARTED)
+        first = ProviderToolCall(0, "call_a", ProviderFunction("weather", ""))
+        later = ProviderToolCall(0, None, ProviderFunction(None, '{"at"'))
+        pieces = [events_of(rendering.delta((said(tool_calls=(call,)),)))[0] for call in (first, later)]
+        assert [piece["choices"][0]["delta"]["tool_calls"] for piece in pieces] == [
+            [{"index": 0, "id": "call_a", "type": "function", "function": {"name": "weather", "arguments": ""}}],
+            [{"index": 0, "function": {"arguments": '{"at"'}}],
+        ]
+
     def test_an_error_is_the_last_event_and_no_end_of_stream_follows(self) -> None:
-        error = ChatStream.error(ProviderFailed("The machine failed; nothing was charged."))
+        error = stream().error(ProviderFailed("The machine failed; nothing was charged."))
         assert error == (
             b'data: {"error":{"message":"The machine failed; nothing was charged.","type":"provider_error",'
             b'"code":"provider_error","param":null}}\n\n'
@@ -120,11 +139,11 @@ class TestStreams:
         assert DONE not in error
 
     def test_a_timeout_is_named_as_such(self) -> None:
-        (event,) = events_of(ChatStream.error(AttemptTimedOut()))
+        (event,) = events_of(stream().error(AttemptTimedOut()))
         assert (event["error"]["type"], event["error"]["code"]) == ("timeout", "timeout")
 
     def test_a_keep_alive_is_a_comment(self) -> None:
-        assert KEEP_ALIVE == b": keep-alive\n\n"
+        assert stream().keep_alive == b": keep-alive\n\n"
 
     @pytest.mark.parametrize("model", ['a"b', "a\\b", "a\nb", "é/😀", "data: [DONE]\n\n"])
     def test_a_models_name_cannot_break_out_of_its_event(self, model: str) -> None:
@@ -188,7 +207,7 @@ class TestStreams:
 class TestWholeAnswers:
     def body(self, message: ProviderMessage, finish: str | None = "stop", finished: Finished = FINISHED) -> bytes:
         whole = Whole((WholeChoice(message, 0, finish),))
-        return completion_body(started=STARTED, whole=whole, finished=finished, model="M", created=1_777_500_000)
+        return stream().whole(STARTED, whole, finished)
 
     def test_a_whole_answer_byte_by_byte(self) -> None:
         assert self.body(ProviderMessage(role="assistant", content="Hello.")) == (
@@ -209,6 +228,19 @@ class TestWholeAnswers:
     def test_without_a_proof_no_proof_is_mentioned(self) -> None:
         answer = json.loads(self.body(ProviderMessage(content="4"), finished=UNSIGNED))
         assert not answer.keys() & {"se_signature", "response_hash"}
+
+    def test_tool_calls_stand_where_there_is_no_text(self) -> None:
+        call = ProviderToolCall(id="call_a", function=ProviderFunction("weather", '{"at":"sea"}'))
+        choice = json.loads(self.body(ProviderMessage(tool_calls=(call,)), "tool_calls"))["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+        assert choice["message"]["tool_calls"] == [
+            {"id": "call_a", "type": "function", "function": {"name": "weather", "arguments": '{"at":"sea"}'}}
+        ]
+
+    def test_what_was_charged_stands_in_the_usage_once_it_is_known(self) -> None:
+        assert usage_of(Finished(Usage(1, 1), "", "", 123))["cost_micro_usd"] == 123
+        assert "cost_micro_usd" not in usage_of(Finished(Usage(1, 1), "", ""))
 
     def test_the_total_is_the_sum(self) -> None:
         usage = usage_of(Finished(Usage(2**52, 2**52), "", ""))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.dialects import chat_request as agent_chat_request
-from api.consumer.chat_request import body_for_machine, parse_chat
+from api.consumer.chat_request import body_for_machine, parse_chat, provider_serials
 from domain.errors import InvalidRequest
 
 HELLO: dict[str, Any] = {"model": "model", "messages": [{"role": "user", "content": "Hello"}]}
@@ -123,6 +123,28 @@ class TestWhatIsRead:
     def test_values_at_the_edges_and_members_that_ask_for_nothing(self, changes: dict[str, Any]) -> None:
         parse_chat(body(**changes))
 
+    def test_a_whole_number_may_be_written_with_a_point(self) -> None:
+        chat = parse_chat(body(max_tokens=2.0, seed=5.0))
+        assert chat.output_limit == 2
+        assert b'"seed":5,' in body_for_machine(chat, 2)
+
+    @pytest.mark.parametrize(
+        ("members", "serials"),
+        [
+            ({}, ()),
+            ({"provider_serial": " C02A "}, ("C02A",)),
+            ({"provider_serials": ["C02A", "", "C02B", "C02A"]}, ("C02A", "C02B")),
+            ({"provider_serial": ["C02A"], "provider_serials": "C02B"}, ("C02A", "C02B")),
+        ],
+    )
+    def test_serial_numbers_are_trimmed_and_named_once(self, members: dict[str, Any], serials: tuple[str, ...]) -> None:
+        assert provider_serials(body(**members)) == serials
+
+    @pytest.mark.parametrize("name", ["provider_serial", "provider_serials"])
+    @pytest.mark.parametrize("value", ["", " ", [], [""], ["C02A", 5], 5, {}, "C02A", ["C02A"]])
+    def test_a_choice_of_machine_is_refused_by_name(self, name: str, value: Any) -> None:
+        assert refusal(**{name: value}).param == name
+
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize("model", [None, "", 5, ["model"], {"id": "model"}, True])
@@ -169,7 +191,7 @@ class TestWhatIsRefused:
         assert (refused.param, refused.type, refused.http_status) == ("messages", "invalid_request_error", 400)
 
     @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-    @pytest.mark.parametrize("value", [-1, 1.5, 2.0, "5", True, False, [5], 2**31])
+    @pytest.mark.parametrize("value", [-1, 1.5, "5", True, False, [5], 2**31])
     def test_a_limit_that_is_no_number_of_tokens(self, name: str, value: Any) -> None:
         assert refusal(**{name: value}).param == name
 

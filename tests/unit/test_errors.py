@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.errors import envelope, error_response, headers_of
+from api.errors import REQUEST_ID, anthropic_envelope, envelope, error_response, headers_of, speaks_anthropic
 from domain import errors
 from domain.errors import (
     AttemptTimedOut,
@@ -93,13 +93,45 @@ class TestAnswers:
         assert envelope(Conflict("no"))["error"]["param"] is None
 
     def test_an_answer_is_json_with_the_errors_status(self) -> None:
-        answer = error_response(InsufficientFunds(), {"X-More": "1"})
+        answer = error_response(InsufficientFunds(), {"path": "/v1/chat/completions"}, {"X-More": "1"})
         assert (answer.status_code, answer.headers["content-type"], answer.headers["x-more"]) == (
             402,
             "application/json",
             "1",
         )
         assert json.loads(bytes(answer.body))["error"]["code"] == "insufficient_quota"
+
+    @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/unknown"])
+    def test_anthropics_paths_answer_in_anthropics_envelope(self, path: str) -> None:
+        answer = error_response(ModelNotFound("no", param="model"), {"path": path, REQUEST_ID: "abc"})
+        assert json.loads(bytes(answer.body)) == {
+            "type": "error",
+            "error": {"type": "not_found_error", "message": "no", "code": "model_not_found", "param": "model"},
+            "request_id": "abc",
+        }
+        assert not speaks_anthropic("/v1/messages_of_others")
+
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (400, "invalid_request_error"),
+            (401, "authentication_error"),
+            (402, "billing_error"),
+            (403, "permission_error"),
+            (404, "not_found_error"),
+            (405, "invalid_request_error"),
+            (409, "invalid_request_error"),
+            (413, "request_too_large"),
+            (422, "invalid_request_error"),
+            (429, "rate_limit_error"),
+            (500, "api_error"),
+            (502, "api_error"),
+            (503, "overloaded_error"),
+            (504, "timeout_error"),
+        ],
+    )
+    def test_each_status_has_its_name_in_anthropics_dialect(self, status: int, kind: str) -> None:
+        assert anthropic_envelope(ProviderFailed("x", http_status=status))["error"]["type"] == kind
 
     @pytest.mark.parametrize(
         ("error", "headers"),

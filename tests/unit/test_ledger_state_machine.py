@@ -29,6 +29,7 @@ from domain.accounts import Account
 from domain.errors import Conflict, DarkbloomError, InsufficientFunds, InvariantViolated, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, Written
 from domain.journal import JournalEntry
+from domain.key_budgets import KeyBudget
 from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccount, OpenSession, Release, Settle
 from domain.machines import ProviderMachine
 from domain.pricing import Quote
@@ -56,7 +57,7 @@ from tests.support.memory_ledger import BEGINNING, MemoryLedger, replayed, rerea
 from tests.support.read_models import ReadModels, rebuilt
 
 KINDS: dict[str, type[Aggregate]] = {
-    kind.KIND: kind for kind in (Account, Wallet, JournalEntry, InferenceRequest, ProviderMachine)
+    kind.KIND: kind for kind in (Account, Wallet, JournalEntry, KeyBudget, InferenceRequest, ProviderMachine)
 }
 ACCOUNTS = ("ada", "ben", "cyd")
 MACHINES = (("of-nobody", ""), ("of-ada", "ada"), ("of-ben", "ben"))
@@ -559,7 +560,7 @@ BROKEN_BUILDS: tuple[tuple[Breakage, str], ...] = (
 def test_a_broken_build_is_found_out(breakage: Breakage, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = settings(
         CHECKS,
-        max_examples=200,
+        max_examples=1_000,
         derandomize=True,
         database=None,
         print_blob=False,

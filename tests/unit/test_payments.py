@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from api import errors
 from api.consumer import payments
 from api.consumer.payments import _cursor, _limit, _position, rfc3339
-from api.ports import Caller, UsageRow
+from api.ports import UsageRow
 from domain.errors import InvalidRequest
+from domain.keys import Caller
 from domain.ledger import Balance
 
 NEWEST = 2**62

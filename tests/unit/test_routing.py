@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from domain.routing import (
     Candidate,
     Choice,
+    Constraints,
     Cost,
     Demand,
     Load,
@@ -32,11 +33,21 @@ SHORT = Demand("model", prompt_tokens=100, output_tokens=50)
 GIB_PER_TOKEN = 400_000 / 2**30
 
 
+def asking(**constraints: Any) -> Demand:
+    """The usual demand with constraints."""
+    return msgspec.structs.replace(DEMAND, constraints=Constraints(**constraints))
+
+
+def sized(size_gb: float) -> Demand:
+    """The usual demand for a model of that size."""
+    return msgspec.structs.replace(DEMAND, size_gb=size_gb)
+
+
 def pick(
     *candidates: Candidate, demand: Demand = SHORT, policy: Policy = POLICY, size_gb: float = 0.0, seed: int = 1
 ) -> str:
     """The session that is chosen, or an empty text."""
-    choice = choose(candidates, demand, policy, Random(seed), now=NOW, size_gb=size_gb)
+    choice = choose(candidates, msgspec.structs.replace(demand, size_gb=size_gb), policy, Random(seed), now=NOW)
     return choice.candidate.snapshot.session_id if choice else ""
 
 
@@ -78,24 +89,30 @@ REFUSALS: list[tuple[Reason, dict[str, Any], Load, Demand, float]] = [
     (Reason.SLOT_UNAVAILABLE, {"slots": {"model": SlotState("reloading")}}, Load(), DEMAND, 0.0),
     (Reason.OVERHEATED, {"thermal_state": "critical"}, Load(), DEMAND, 0.0),
     (Reason.OUT_OF_MEMORY, {"total_memory_gb": 24.0}, Load(), DEMAND, 32.0),
+    (Reason.NOT_ALLOWED, {}, Load(), asking(allowed=("C02OTHER", "another machine")), 0.0),
+    (Reason.NOT_ALLOWED, {"serial": ""}, Load(), asking(allowed=("",)), 0.0),
+    (Reason.NOT_THEIRS, {}, Load(), asking(only_account="somebody else"), 0.0),
     (Reason.EXCLUDED, {}, Load(), msgspec.structs.replace(DEMAND, excluded=frozenset({"session"})), 0.0),
 ]
+"""Each gate with what closes it and nothing else."""
 
 
 class TestGates:
     def test_a_machine_that_fits_has_nothing_against_it(self) -> None:
-        assert reasons_against(candidate(), DEMAND, POLICY, now=NOW, size_gb=32.0) == ()
+        assert reasons_against(candidate(), sized(32.0), POLICY, now=NOW) == ()
 
     @pytest.mark.parametrize(("reason", "changes", "load", "demand", "size_gb"), REFUSALS)
     def test_each_gate_closes_alone_and_says_why(
         self, reason: Reason, changes: dict[str, Any], load: Load, demand: Demand, size_gb: float
     ) -> None:
         refused = candidate(load, **changes)
-        assert reasons_against(refused, demand, POLICY, now=NOW, size_gb=size_gb) == (reason,)
-        assert choose([refused], demand, POLICY, Random(1), now=NOW, size_gb=size_gb) is None
+        demand = msgspec.structs.replace(demand, size_gb=size_gb)
+        assert reasons_against(refused, demand, POLICY, now=NOW) == (reason,)
+        assert choose([refused], demand, POLICY, Random(1), now=NOW) is None
 
     def test_every_reason_is_tried_above(self) -> None:
-        assert {refusal[0] for refusal in REFUSALS} == set(Reason)
+        of_the_breaker_and_of_standings = {Reason.PUT_ASIDE, Reason.NOT_CONNECTED, Reason.MODEL_NOT_IN_CATALOG}
+        assert {refusal[0] for refusal in REFUSALS} == set(Reason) - of_the_breaker_and_of_standings
 
     def test_all_reasons_are_named_at_once(self) -> None:
         refused = candidate(Load(requests_all=9), untrusted=True, draining=True, thermal_state="critical")
@@ -141,8 +158,8 @@ class TestGates:
 
 class TestMemory:
     def fits(self, tokens: int, size_gb: float, **changes: Any) -> bool:
-        demand = Demand("model", tokens, 0)
-        return reasons_against(candidate(**changes), demand, POLICY, now=NOW, size_gb=size_gb) == ()
+        demand = Demand("model", tokens, 0, size_gb=size_gb)
+        return reasons_against(candidate(**changes), demand, POLICY, now=NOW) == ()
 
     def test_weights_and_cache_must_fit_into_what_is_free(self) -> None:
         # Given 40 GiB of which 10 are in use, a model of 28 and a cache of exactly 2 GiB,
@@ -182,6 +199,7 @@ class TestCost:
         cost = cost_of(machine, DEMAND, POLICY)
         expected = Cost(
             slot_state=0.0,
+            model_swap=0.0,
             depth=9_000.0,  # 2 running and 1 waiting are more than the 1 that we know of
             pending=3_000.0,
             backlog=13_860.0,  # (500 + 200 + 200 that nobody reported yet) tokens at 100 / 1.54 a second
@@ -191,13 +209,14 @@ class TestCost:
             cpu=300.0,
             gpu_memory=1_250.0,
             thermal=2_000.0,
+            reputation=1_000.0,  # nobody knows the machine yet
         )
         assert msgspec.structs.astuple(cost) == pytest.approx(msgspec.structs.astuple(expected))
-        assert cost.total_ms == pytest.approx(34_890.0)
+        assert cost.total_ms == pytest.approx(35_890.0)
 
     def test_an_idle_loaded_machine_costs_the_request_alone(self) -> None:
         cost = cost_of(candidate(slots={"model": SlotState("running")}), DEMAND, POLICY)
-        assert cost.total_ms == pytest.approx(400 + 2_000)
+        assert cost.total_ms == pytest.approx(400 + 2_000 + 1_000)
 
     @pytest.mark.parametrize(
         ("state", "cost_ms"),

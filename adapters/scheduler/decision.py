@@ -1,0 +1,58 @@
+"""Which machine a request gets: the index narrows the fleet, the cost model decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from random import Random
+from uuid import UUID
+
+import msgspec
+
+from adapters.scheduler.fleet import SchedulerFleet, Supply
+from domain.routing import Candidate, Choice, Demand, Policy, choose
+
+
+class Decision:
+    """``relayed`` says that gateways carry requests for each other, so that the machines of all are candidates."""
+
+    def __init__(self, fleet: SchedulerFleet, policy: Policy, random: Random, *, relayed: bool = False) -> None:
+        self._fleet = fleet
+        self._policy = policy
+        self._random = random
+        self._relayed = relayed
+
+    def choose(self, demand: Demand, gateway_id: UUID, *, passed_over: Collection[str] = ()) -> Choice | None:
+        """The best machine for a request of a gateway, or None. A machine that was put aside is only chosen when no
+        healthy one offers the model, busy or not."""
+        asked, reachable = demand.constraints, self._reachable_from(gateway_id)
+
+        def best(candidates: list[Candidate], wanted: Demand = demand) -> Choice | None:
+            return choose(candidates, wanted, self._policy, self._random, now=time.time(), passed_over=passed_over)
+
+        def machines(account_id: str) -> list[Candidate]:
+            return self._fleet.machines_for(demand.model, reachable, account_id=account_id, allowed=asked.allowed)
+
+        choice = best(machines(asked.preferred_account)) if asked.preferred_account else None
+        if choice is None and not (asked.allowed or asked.only_account):
+            narrowed = self._fleet.cheapest(demand, self._policy, reachable)
+            choice = best(narrowed.candidates)
+            if choice is not None or (narrowed.complete and not self._nobody_is_healthy(demand, gateway_id)):
+                return choice
+        if choice is None:
+            everybody = machines(asked.only_account)
+            choice = best(everybody)
+            if choice is None and self._nobody_is_healthy(demand, gateway_id):
+                choice = best(everybody, msgspec.structs.replace(demand, nobody_else=True))
+        return choice
+
+    def supply(self, demand: Demand, gateway_id: UUID) -> Supply:
+        """What serves a request of a gateway, busy or not."""
+        return self._fleet.supply(demand, self._policy, self._reachable_from(gateway_id))
+
+    def _nobody_is_healthy(self, demand: Demand, gateway_id: UUID) -> bool:
+        supply = self.supply(demand, gateway_id)
+        return supply.machines > 0 and supply.healthy == 0
+
+    def _reachable_from(self, gateway_id: UUID) -> UUID | None:
+        return None if self._relayed else gateway_id

@@ -1,0 +1,45 @@
+"""GET /v1/pricing: what everything costs, for everybody to see (money, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.coordinator import Coordinator
+from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, quote_for
+
+router = APIRouter()
+
+
+@router.get("/v1/pricing")
+async def get_pricing(request: Request) -> Response:
+    coordinator: Coordinator = request.app.state.coordinator
+    quotes = [(model, quote_for(model)) for model in sorted(BUILT_IN_PRICES)]
+    prices = {
+        "prices": [{"model": model, **_pair("", quote.input_price, quote.output_price)} for model, quote in quotes],
+        "transcription_prices": [],
+        "image_prices": [],
+        **_pair("fallback_", DEFAULT_PRICE.input_price, DEFAULT_PRICE.output_price),
+        "minimum_charge_micro_usd": coordinator.settings.minimum_charge_micro_usd,
+    }
+    return Response(msgspec.json.encode(prices), media_type="application/json")
+
+
+def _pair(prefix: str, input_price: int, output_price: int) -> dict[str, Any]:
+    """Micro-USD for a million tokens, and the same for people."""
+    return {
+        f"{prefix}input_price": input_price,
+        f"{prefix}output_price": output_price,
+        f"{prefix}input_usd": _usd(input_price),
+        f"{prefix}output_usd": _usd(output_price),
+    }
+
+
+def _usd(price_micro_usd: int) -> str:
+    """Dollars with four decimals, or as many as are needed to hide nothing."""
+    whole, fraction = divmod(price_micro_usd, 1_000_000)
+    digits = f"{fraction:06d}".rstrip("0")
+    return f"${whole}.{digits:0<4}"

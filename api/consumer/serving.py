@@ -1,0 +1,120 @@
+"""The way of every inference request, whatever its dialect: check, admit, serve (consumer API, section 5.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from fastapi import Request
+from starlette.responses import Response
+
+from api.consumer.admission import Bounds, admit_command, bounds_of
+from api.consumer.answering import AnswerResponse
+from api.consumer.auth import authenticate, require_scope
+from api.consumer.body import read_json_object
+from api.consumer.chat_request import body_for_machine
+from api.consumer.idempotency import Recording, replayed_or_claimed
+from api.consumer.inference import Inference
+from api.consumer.rendering import Call
+from api.coordinator import Coordinator
+from domain.catalog import CatalogModel
+from domain.dispatch import ReleaseJob
+from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
+from domain.keys import Caller
+
+Reader = Callable[[dict[str, Any]], Call]
+"""A dialect: from a body to a valid request and the renderer of its answer. Raises InvalidRequest."""
+
+
+async def serve(request: Request, read: Reader) -> Response:
+    began = time.perf_counter()
+    coordinator: Coordinator = request.app.state.coordinator
+    coordinator.require_open()
+    caller = await authenticate(request.headers, coordinator.credentials)
+    require_scope(caller, "inference")
+    coordinator.rate_limits.count_request(caller, request.scope)
+    body = await read_json_object(request, coordinator.settings.inference_body_bytes_max)
+    found = await replayed_or_claimed(request, coordinator, body)
+    if isinstance(found, Response):
+        return found
+    try:
+        call = read(body)
+        return await _admitted(request, coordinator, caller, call, found, began)
+    except BaseException:
+        found.give_up()
+        raise
+
+
+async def _admitted(
+    request: Request, coordinator: Coordinator, caller: Caller, call: Call, recording: Recording, began: float
+) -> Response:
+    """Admit a valid request; the answer that is returned serves it."""
+    chat = call.chat
+    model = await model_of(chat.model, coordinator)
+    bounds = bounds_of(chat, model)
+    limits = coordinator.rate_limits
+    expected_tokens = bounds.prompt_estimate + bounds.output_estimate
+    limits.count_tokens(caller, expected_tokens, request.scope)
+    timing_us = {"parse_us": int((time.perf_counter() - began) * 1_000_000)}
+    request_id = uuid4()
+    began = time.perf_counter()
+    try:
+        await _admit(coordinator, caller, request_id, model, bounds)
+    except BaseException:
+        limits.correct_tokens(caller, -expected_tokens)
+        raise
+    timing_us["reserve_us"] = int((time.perf_counter() - began) * 1_000_000)
+    inference = Inference(
+        request_id=request_id,
+        account_id=caller.account_id,
+        model=model.id,
+        size_gb=model.size_gb,
+        bounds=bounds,
+        stop_bytes=chat.stop_bytes,
+        stream=chat.stream,
+        body=body_for_machine(chat, bounds.output_bound),
+        inbox=coordinator.switchboard.open(request_id, caller.key_id),
+        tools=coordinator.tools,
+        timing_us=timing_us,
+    )
+
+    def on_used(tokens: int) -> None:
+        limits.correct_tokens(caller, tokens - expected_tokens)
+
+    return AnswerResponse(inference, call, coordinator, recording, on_used)
+
+
+async def _admit(
+    coordinator: Coordinator, caller: Caller, request_id: UUID, model: CatalogModel, bounds: Bounds
+) -> None:
+    command = admit_command(
+        request_id=request_id,
+        caller=caller,
+        gateway_id=coordinator.gateway_id,
+        model=model,
+        bounds=bounds,
+        minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
+        expires_at=datetime.now(UTC) + timedelta(seconds=coordinator.settings.hold_seconds),
+    )
+    try:
+        await coordinator.ledger.run(command)
+        coordinator.require_open()
+    except (LedgerUnavailable, ServiceUnavailable, asyncio.CancelledError):
+        # Nobody may know whether the hold was placed, or nobody here can go on with it; if it was placed, it goes.
+        coordinator.end_later(ReleaseJob(request_id=request_id, account_id=caller.account_id, reason="failed"))
+        raise
+
+
+async def model_of(model_id: str, coordinator: Coordinator) -> CatalogModel:
+    """The catalog's entry. Raises ModelNotFound."""
+    found = coordinator.catalog.get(model_id)
+    if found is not None:
+        return found
+    if coordinator.catalog.open_to_unlisted and model_id.isprintable():
+        for machine in await coordinator.fleet.offers(model_id):
+            return coordinator.catalog.unlisted(model_id, machine.context_lengths.get(model_id, 0))
+    raise ModelNotFound(param="model")

@@ -1,0 +1,273 @@
+"""The endpoints that ask a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api.consumer.chat_request import STOP_CHARACTERS_MAX, STOP_SEQUENCES_MAX
+from api.consumer.messages_request import STOP_SEQUENCES_MAX as MESSAGES_STOPS_MAX
+from api.openapi.shapes import (
+    ASKING,
+    IDEMPOTENCY_KEY,
+    Json,
+    array,
+    boolean,
+    errors,
+    full,
+    integer,
+    json_answer,
+    json_body,
+    nullable,
+    number,
+    only,
+    operation,
+    ref,
+    text,
+    thing,
+)
+
+MODEL = "darkbloom-tiny"
+"""The model of the examples, which development mode has."""
+
+_STREAM = {"text/event-stream": {"schema": thing({"event": text(), "data": text()}, ("data",), "One event.")}}
+_TOKENS = integer(minimum=0, maximum=2**31 - 1)
+_STOP = text(minLength=1, maxLength=STOP_CHARACTERS_MAX)
+_QUESTION = "What is a hold?"
+
+
+def _text_part(*kinds: str) -> Json:
+    return thing({"type": {"enum": list(kinds)}, "text": text()}, ("type", "text"))
+
+
+def _answer(schema: str, about: str) -> Json:
+    answer = json_answer(ref(schema), about)
+    answer["content"] |= _STREAM
+    return answer
+
+
+_COMMON = {
+    "model": text("An id from GET /v1/models.", minLength=1),
+    "stream": nullable(boolean("Send the answer as server-sent events.")),
+    "temperature": nullable(number(minimum=0, maximum=2)),
+    "top_p": nullable(number(exclusiveMinimum=0, maximum=1)),
+}
+_SAMPLING = {
+    "max_tokens": nullable(_TOKENS | {"description": "At most the model's own limit; 0 counts as not set."}),
+    "stop": nullable({"anyOf": [_STOP, array(_STOP, maxItems=STOP_SEQUENCES_MAX)]}),
+    "seed": nullable(integer(minimum=-(2**63), maximum=2**63 - 1)),
+    "frequency_penalty": nullable(number(minimum=-2, maximum=2)),
+    "presence_penalty": nullable(number(minimum=-2, maximum=2)),
+    "stream_options": nullable(thing({"include_usage": nullable(boolean())})),
+    "n": only(1, about="One choice"),
+}
+
+_TEXT_OR_PARTS = {"anyOf": [text(), array(_text_part("text"), minItems=1)]}
+
+_CHAT_REQUEST = thing(
+    {
+        **_COMMON,
+        **_SAMPLING,
+        "messages": array(
+            {
+                "anyOf": [
+                    thing(
+                        {
+                            "role": {"enum": ["developer", "function", "system", "tool", "user"]},
+                            "content": _TEXT_OR_PARTS,
+                        },
+                        ("role", "content"),
+                    ),
+                    thing({"role": {"enum": ["assistant"]}, "content": nullable(_TEXT_OR_PARTS)}, ("role",)),
+                ]
+            },
+            minItems=1,
+        ),
+        "max_completion_tokens": nullable(_TOKENS),
+        "tools": only([], about="No tools"),
+        "response_format": only({"type": "text"}, about="Plain text"),
+        "logprobs": only(False, about="No log probabilities"),
+    },
+    ("model", "messages"),
+)
+
+_COMPLETION_REQUEST = thing(
+    {
+        **_COMMON,
+        **_SAMPLING,
+        "prompt": {"anyOf": [text(), array(text(), minItems=1, maxItems=1)]},
+        "echo": nullable(boolean("Put the prompt in front of the answer.")),
+        "suffix": only("", about="No suffix"),
+    },
+    ("model", "prompt"),
+)
+
+_RESPONSES_REQUEST = thing(
+    {
+        **_COMMON,
+        "input": {
+            "anyOf": [
+                text(minLength=1),
+                array(
+                    thing(
+                        {
+                            "type": {"enum": ["message"]},
+                            "role": {"enum": ["assistant", "developer", "system", "user"]},
+                            "content": {
+                                "anyOf": [text(), array(_text_part("input_text", "output_text", "text"), minItems=1)]
+                            },
+                        },
+                        ("content",),
+                    ),
+                    minItems=1,
+                ),
+            ]
+        },
+        "instructions": nullable(text("Becomes a leading system message.")),
+        "max_output_tokens": nullable(_TOKENS),
+        "previous_response_id": only(about="Responses are not stored"),
+        "background": only(False, about="Answers come at once"),
+        "tools": only([], about="No tools"),
+    },
+    ("model", "input"),
+)
+
+_MESSAGES_TEXT = {"anyOf": [text(), array(_text_part("text"), minItems=1)]}
+_COUNT_REQUEST = thing(
+    {
+        "model": _COMMON["model"],
+        "messages": array(
+            thing({"role": {"enum": ["user"]}, "content": _MESSAGES_TEXT}, ("role", "content")),
+            "Roles are user and assistant; the last message is the user's.",
+            minItems=1,
+        ),
+        "system": nullable({"anyOf": [text(), array(_text_part("text"))]}),
+    },
+    ("model", "messages"),
+)
+_MESSAGES_REQUEST = thing(
+    {
+        **_COUNT_REQUEST["properties"],
+        "stream": _COMMON["stream"],
+        "temperature": nullable(number(minimum=0, maximum=1)),
+        "top_p": _COMMON["top_p"],
+        "max_tokens": nullable(integer("Default 8,192.", minimum=1, maximum=2**31 - 1)),
+        "stop_sequences": nullable(array(_STOP, maxItems=MESSAGES_STOPS_MAX)),
+        "thinking": nullable(thing({"type": {"enum": ["adaptive", "disabled", "enabled"]}}, ("type",))),
+        "tools": only([], about="No tools"),
+    },
+    ("model", "messages"),
+)
+
+_PROOFS = {"se_signature": text(), "response_hash": text()}
+_USAGE = thing(
+    {
+        "prompt_tokens": integer(minimum=0),
+        "completion_tokens": integer(minimum=0),
+        "total_tokens": integer(minimum=0),
+        "cost_micro_usd": integer("What was charged.", minimum=0),
+    },
+    ("prompt_tokens", "completion_tokens", "total_tokens"),
+)
+
+
+def _openai_answer(name: str, **choice: Json) -> Json:
+    choices = array(full(index=integer(), finish_reason=text(), **choice), minItems=1)
+    members = {"id": text(), "object": {"enum": [name]}, "created": integer(), "model": text(), "choices": choices}
+    return thing(members | {"usage": _USAGE} | _PROOFS, (*members, "usage"))
+
+
+SCHEMAS: Json = {
+    "ChatRequest": _CHAT_REQUEST,
+    "CompletionRequest": _COMPLETION_REQUEST,
+    "ResponsesRequest": _RESPONSES_REQUEST,
+    "MessagesRequest": _MESSAGES_REQUEST,
+    "CountTokensRequest": _COUNT_REQUEST,
+    "ChatCompletion": _openai_answer(
+        "chat.completion",
+        message=thing({"role": {"enum": ["assistant"]}, "content": nullable(text())}, ("role", "content")),
+    ),
+    "Completion": _openai_answer("text_completion", text=text()),
+    "Response": thing(
+        {
+            "id": text(),
+            "object": {"enum": ["response"]},
+            "created_at": integer(),
+            "status": {"enum": ["completed", "incomplete"]},
+            "model": text(),
+            "output": array(thing({"id": text(), "type": text()}, ("id", "type"))),
+            "usage": thing({"input_tokens": integer(), "output_tokens": integer(), "total_tokens": integer()}),
+            **_PROOFS,
+        },
+        ("id", "object", "created_at", "status", "model", "output", "usage"),
+    ),
+    "Message": thing(
+        {
+            "id": text(),
+            "type": {"enum": ["message"]},
+            "role": {"enum": ["assistant"]},
+            "model": text(),
+            "content": array(thing({"type": text()}, ("type",))),
+            "stop_reason": text(),
+            "stop_sequence": nullable(text()),
+            "usage": thing({"input_tokens": integer(), "output_tokens": integer()}, ("input_tokens", "output_tokens")),
+            **_PROOFS,
+        },
+        ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"),
+    ),
+}
+
+
+def _asking(
+    name: str, about: str, request: str, answer: str, examples: dict[str, Any], errors_in: str = "Error"
+) -> Json:
+    answers = {"200": _answer(answer, "The answer, whole or as a stream.")} | errors(*ASKING, schema=errors_in)
+    body = json_body(ref(request), examples)
+    return {"post": operation(name, about, answers, parameters=[IDEMPOTENCY_KEY], body=body)}
+
+
+_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 16}
+_MESSAGE = {"model": MODEL, "max_tokens": 16, "messages": [{"role": "user", "content": _QUESTION}]}
+
+PATHS: Json = {
+    "/v1/chat/completions": _asking(
+        "createChatCompletion",
+        "Answer a conversation (OpenAI).",
+        "ChatRequest",
+        "ChatCompletion",
+        {"whole": _CHAT, "stream": _CHAT | {"stream": True, "stream_options": {"include_usage": True}}},
+    ),
+    "/v1/responses": _asking(
+        "createResponse",
+        "Answer a conversation (OpenAI's Responses).",
+        "ResponsesRequest",
+        "Response",
+        {
+            "whole": {"model": MODEL, "input": _QUESTION, "instructions": "Be brief.", "max_output_tokens": 16},
+            "stream": {"model": MODEL, "input": _QUESTION, "max_output_tokens": 16, "stream": True},
+        },
+    ),
+    "/v1/completions": _asking(
+        "createCompletion",
+        "Complete a text (OpenAI's legacy endpoint).",
+        "CompletionRequest",
+        "Completion",
+        {"whole": {"model": MODEL, "prompt": _QUESTION, "max_tokens": 16}},
+    ),
+    "/v1/messages": _asking(
+        "createMessage",
+        "Answer a conversation (Anthropic).",
+        "MessagesRequest",
+        "Message",
+        {"whole": _MESSAGE | {"system": "Be brief."}, "stream": _MESSAGE | {"stream": True}},
+        "AnthropicError",
+    ),
+    "/v1/messages/count_tokens": {
+        "post": operation(
+            "countTokens",
+            "Estimate the tokens of a conversation, free of charge (Anthropic).",
+            {"200": json_answer(full(input_tokens=integer(minimum=1)), "The estimate.")}
+            | errors(400, 401, 404, 413, 429, 503, schema="AnthropicError"),
+            body=json_body(ref("CountTokensRequest"), {"count": {"model": MODEL, "messages": _MESSAGE["messages"]}}),
+        )
+    },
+}

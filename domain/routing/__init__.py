@@ -1,0 +1,50 @@
+"""Which machine serves a request: gates with named reasons, the millisecond cost model, the choice, and why.
+
+Pure functions over snapshots. Source: provider protocol, sections 9 to 11 and 13; the lowest cost wins.
+"""
+
+from domain.routing.choice import Choice, choose
+from domain.routing.cost import Cost, cost_of
+from domain.routing.demand import ANY_MACHINE, Constraints, Demand
+from domain.routing.explain import Assessment, ModelStanding, Standing, assess, describe, standing_of
+from domain.routing.facts import TRUST_RANK, Candidate, Load, SlotState, Snapshot, capacity_of
+from domain.routing.gates import Reason, reasons_against
+from domain.routing.health import Health, Observation, ObservationKind, observe, reputation
+from domain.routing.narrowing import Rank, rank_of, shape_of
+from domain.routing.policy import Policy
+from domain.routing.queueing import expected_wait_seconds, retry_after_seconds
+
+__all__ = [
+    "ANY_MACHINE",
+    "TRUST_RANK",
+    "Assessment",
+    "Candidate",
+    "Choice",
+    "Constraints",
+    "Cost",
+    "Demand",
+    "Health",
+    "Load",
+    "ModelStanding",
+    "Observation",
+    "ObservationKind",
+    "Policy",
+    "Rank",
+    "Reason",
+    "SlotState",
+    "Snapshot",
+    "Standing",
+    "assess",
+    "capacity_of",
+    "choose",
+    "cost_of",
+    "describe",
+    "expected_wait_seconds",
+    "observe",
+    "rank_of",
+    "reasons_against",
+    "reputation",
+    "retry_after_seconds",
+    "shape_of",
+    "standing_of",
+]

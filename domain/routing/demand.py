@@ -1,0 +1,37 @@
+"""What is asked of a machine."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Constraints(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request demands beyond its model.
+
+    ``allowed`` are serial numbers or machine ids, empty for any; ``minimum_trust`` can only raise the network's floor.
+    ``only_account`` restricts the request to the machines of one account; ``preferred_account`` asks them first.
+    """
+
+    allowed: tuple[str, ...] = ()
+    minimum_trust: str = "none"
+    only_account: str = ""
+    preferred_account: str = ""
+
+
+ANY_MACHINE = Constraints()
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """One request. Sizes are estimates in tokens, ``size_gb`` is the model's in GiB and 0 when nobody knows it.
+
+    ``excluded`` are sessions that already failed this request. With ``nobody_else``, no healthy machine offers the
+    model, so one that is put aside may be asked.
+    """
+
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    excluded: frozenset[str] = frozenset()
+    size_gb: float = 0.0
+    constraints: Constraints = ANY_MACHINE
+    nobody_else: bool = False

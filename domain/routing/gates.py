@@ -1,0 +1,188 @@
+"""The gates: everything that can keep a machine from a request, each with a name, a sentence and what to do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from domain.routing.demand import Demand
+from domain.routing.facts import TRUST_RANK, Candidate, SlotState, Snapshot
+from domain.routing.health import is_put_aside
+from domain.routing.policy import Policy
+
+GIB = 2.0**30
+KV_TOKENS_MAX = 16 * 2**20
+
+
+class Reason(StrEnum):
+    """Why a machine cannot take a request: the closed list. ``says`` and ``fix`` are for its operator."""
+
+    says: str
+    fix: str
+
+    def __new__(cls, code: str, says: str, fix: str) -> Reason:
+        reason = str.__new__(cls, code)
+        reason._value_ = code
+        reason.says = says
+        reason.fix = fix
+        return reason
+
+    NOT_CONNECTED = (
+        "not_connected",
+        "the machine is not connected",
+        "start the agent, and look into its log for the cause when it does not connect",
+    )
+    MODEL_NOT_OFFERED = (
+        "model_not_offered",
+        "the machine does not offer this model",
+        "give the agent a folder of exactly this name with --model",
+    )
+    MODEL_NOT_IN_CATALOG = (
+        "model_not_in_catalog",
+        "the network does not know this model, so nobody can ask for it",
+        "serve a model that GET /v1/models lists, or ask the network's operator to add this one",
+    )
+    UNTRUSTED = (
+        "untrusted",
+        "the machine broke a rule of the protocol",
+        "restart the agent to register again; the coordinator's log says which rule",
+    )
+    DRAINING = (
+        "draining",
+        "the agent or its gateway is draining and takes no new work",
+        "wait until it has stopped, then start the agent again",
+    )
+    TRUST_TOO_LOW = (
+        "trust_too_low",
+        "the trust level is below the minimum",
+        "a key in software earns no trust; this network asks for a machine that can prove more",
+    )
+    RUNTIME_UNVERIFIED = (
+        "runtime_unverified",
+        "the runtime does not match a known release",
+        "update the agent",
+    )
+    NO_ENCRYPTION_KEY = (
+        "no_encryption_key",
+        "the agent sent no valid encryption key",
+        "install the agent again; this one is broken or not this project's",
+    )
+    NOT_PRIVATE = (
+        "not_private",
+        "the agent does not run text in its own hardened process or does not encrypt its answers",
+        "run the agent where it can protect its process; outside of development mode this is demanded",
+    )
+    CHALLENGE_STALE = (
+        "challenge_stale",
+        "no attestation challenge was passed recently",
+        "right after connecting, wait a moment; later, check the machine's clock and load",
+    )
+    PUT_ASIDE = (
+        "put_aside",
+        "the machine failed several requests in a row and is put aside for a while",
+        "look into the agent's log for the cause; a single request probes it when the time is up",
+    )
+    FULL = (
+        "full",
+        "every slot is taken",
+        "nothing is wrong; raise --max-concurrent if the machine can take more at once",
+    )
+    SLOT_UNAVAILABLE = (
+        "slot_unavailable",
+        "the engine of this model crashed or is loading",
+        "wait while it loads; when it stays so, look into the agent's log and restart it",
+    )
+    OVERHEATED = (
+        "overheated",
+        "the machine is critically hot",
+        "let it cool, and give it air",
+    )
+    OUT_OF_MEMORY = (
+        "out_of_memory",
+        "the model and this request do not fit the free memory",
+        "serve a smaller model, or stop what else uses memory",
+    )
+    NOT_ALLOWED = (
+        "not_allowed",
+        "the request names other machines",
+        "nothing is wrong; it concerns one request",
+    )
+    NOT_THEIRS = (
+        "not_theirs",
+        "the request is restricted to the machines of another account",
+        "nothing is wrong; it concerns one request",
+    )
+    EXCLUDED = (
+        "excluded",
+        "the machine already failed this request",
+        "look into the agent's log; it concerns one request",
+    )
+
+
+def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now: float) -> tuple[Reason, ...]:
+    """Every gate that keeps this machine from this request; empty when it is eligible."""
+    machine, requests_all = candidate.snapshot, candidate.load.requests_all
+    asked, slot = demand.constraints, machine.slots.get(demand.model)
+    floor = max(TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(asked.minimum_trust, 0))
+    put_aside = is_put_aside(candidate.health, now=now, requests_all=requests_all, policy=policy)
+    checks = (
+        (Reason.MODEL_NOT_OFFERED, demand.model not in machine.models),
+        (Reason.UNTRUSTED, machine.untrusted),
+        (Reason.DRAINING, machine.draining),
+        (Reason.TRUST_TOO_LOW, TRUST_RANK.get(machine.trust_level, -1) < floor),
+        (Reason.RUNTIME_UNVERIFIED, not (machine.runtime_verified or policy.development)),
+        (Reason.NO_ENCRYPTION_KEY, not machine.provider_key),
+        (Reason.NOT_PRIVATE, not machine.private),
+        (Reason.CHALLENGE_STALE, now - machine.challenge_passed_at > policy.challenge_age_seconds_max),
+        (Reason.PUT_ASIDE, put_aside and not demand.nobody_else),
+        (Reason.FULL, requests_all >= machine.capacity),
+        (Reason.SLOT_UNAVAILABLE, slot is not None and slot.state in ("crashed", "reloading")),
+        (Reason.OVERHEATED, machine.thermal_state == "critical"),
+        (Reason.OUT_OF_MEMORY, not _fits(candidate, slot, demand, policy)),
+        (Reason.NOT_ALLOWED, bool(asked.allowed) and not _is_named(machine, asked.allowed)),
+        (Reason.NOT_THEIRS, bool(asked.only_account) and machine.account_id != asked.only_account),
+        (Reason.EXCLUDED, machine.session_id in demand.excluded),
+    )
+    return tuple(reason for reason, holds in checks if holds)
+
+
+def _is_named(machine: Snapshot, allowed: tuple[str, ...]) -> bool:
+    return machine.machine_id in allowed or (bool(machine.serial) and machine.serial in allowed)
+
+
+def _fits(candidate: Candidate, slot: SlotState | None, demand: Demand, policy: Policy) -> bool:
+    if demand.size_gb <= 0 or candidate.snapshot.total_memory_gb <= 0:
+        return True
+    needed = kv_gb(demand.prompt_tokens + demand.output_tokens, policy)
+    return needed <= room_gb(candidate, slot, demand.model, demand.size_gb, swap=True)
+
+
+def needs_swap(candidate: Candidate, demand: Demand, policy: Policy) -> bool:
+    """Whether the machine must give up an idle model to make room for this one."""
+    if demand.size_gb <= 0 or candidate.snapshot.total_memory_gb <= 0:
+        return False
+    slot = candidate.snapshot.slots.get(demand.model)
+    needed = kv_gb(demand.prompt_tokens + demand.output_tokens, policy)
+    return needed > room_gb(candidate, slot, demand.model, demand.size_gb, swap=False)
+
+
+def kv_gb(tokens: int, policy: Policy) -> float:
+    """The memory that a request's cache takes."""
+    return min(tokens, KV_TOKENS_MAX) * policy.kv_bytes_per_token / GIB
+
+
+def room_gb(candidate: Candidate, slot: SlotState | None, model: str, size_gb: float, *, swap: bool) -> float:
+    """The memory that is left for a request's cache once the model is loaded; below zero when the weights do not fit.
+
+    With ``swap``, an idle machine whose agent loads models on demand also counts the loaded models that it can give up.
+    """
+    machine = candidate.snapshot
+    free = machine.total_memory_gb - machine.gpu_memory_active_gb
+    if slot is not None and slot.loaded:
+        return free
+    if swap and slot is not None and slot.state == "idle_shutdown" and candidate.load.requests_all == 0:
+        free += sum(
+            machine.models.get(other, 0) / GIB
+            for other, held in machine.slots.items()
+            if other != model and held.loaded and held.num_running + held.num_waiting == 0
+        )
+    return free - size_gb

@@ -1,0 +1,205 @@
+"""The queue of a model: accounts share what comes free, each in its own order, and a hopeless wait is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from uuid import UUID, uuid4
+
+import pytest
+
+from adapters.postgres.pool import make_async_pool, open_pool
+from adapters.postgres.writer import LedgerWriter
+from adapters.scheduler.fleet import SchedulerFleet
+from adapters.scheduler.gateway_fleet import GatewayFleet
+from domain.dispatch import DispatchJob, Refused, Waiting
+from tests.support.ledger_commands import GATEWAY, MODEL
+from tests.support.ledger_machines import claims, job, machine, open_requests_of, waiting
+from tests.support.ledger_scheduler import SchedulerScene
+from tests.support.ledger_waiting import Connection
+
+pytest_plugins = ["tests.support.ledger_fixtures"]
+
+
+@pytest.fixture
+def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
+    with open_pool(ledger, size_max=4) as pool:
+        yield SchedulerFleet(pool)
+
+
+@pytest.fixture
+async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
+    async with make_async_pool(ledger, size_max=3) as pool:
+        yield GatewayFleet(pool, lambda: GATEWAY)
+
+
+def of(account_id: str, count: int, **changes: object) -> list[DispatchJob]:
+    return [job(account_id=account_id, **changes) for _ in range(count)]
+
+
+def park(fleet: SchedulerFleet, look: Connection, jobs: list[DispatchJob]) -> list[int]:
+    """Let jobs wait in this order; their places."""
+    open_requests_of(look, *jobs)
+    places = [fleet.park(one, seconds=600, depth_max=100) for one in jobs]
+    return [place.position for place in places if place is not None]
+
+
+def served(fleet: SchedulerFleet, session_id: str, count: int) -> list[str]:
+    """Whose request is served, as one slot comes free so many times."""
+    accounts = []
+    for _ in range(count):
+        [woken] = fleet.wake([MODEL], 1)
+        assert fleet.claim(woken, session_id, seconds=600)
+        accounts.append(woken.account_id)
+        fleet.release(woken.request_id, woken.attempt)
+    return accounts
+
+
+async def test_an_account_that_floods_the_queue_does_not_keep_others_waiting(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = machine(capacity=1)
+    await gateway.announce(one, routable=True)
+    park(fleet, look, [*of("greedy", 8), *of("modest", 2)])
+
+    assert served(fleet, one.session_id, 10) == ["greedy", "modest", "greedy", "modest", *["greedy"] * 6]
+
+
+async def test_what_an_account_has_in_flight_counts_as_served(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = machine(capacity=4)
+    await gateway.announce(one, routable=True)
+    for running in of("greedy", 3):
+        assert fleet.claim(running, one.session_id, seconds=600)
+    park(fleet, look, [*of("greedy", 1), *of("modest", 1)])
+
+    assert served(fleet, one.session_id, 2) == ["modest", "greedy"]
+
+
+async def test_within_an_account_the_order_is_the_order_of_asking(fleet: SchedulerFleet, look: Connection) -> None:
+    jobs = of("one", 5)
+    assert park(fleet, look, jobs) == [1, 2, 3, 4, 5]
+    assert [one.request_id for one in fleet.wake([MODEL], 5)] == [one.request_id for one in jobs]
+
+
+async def test_nobody_starves_beside_an_account_that_always_comes_back(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = machine(capacity=1)
+    await gateway.announce(one, routable=True)
+    park(fleet, look, of("patient", 4))
+    turns = []
+    for _ in range(12):
+        park(fleet, look, of("restless", 1))
+        turns += served(fleet, one.session_id, 1)
+    assert turns.count("patient") == 4
+
+
+async def test_a_place_tells_how_many_are_served_before(fleet: SchedulerFleet, look: Connection) -> None:
+    assert park(fleet, look, [*of("greedy", 4), *of("modest", 1)]) == [1, 2, 3, 4, 2]
+
+
+async def test_a_machine_of_two_models_serves_the_longest_waiting_head_of_both_queues(
+    fleet: SchedulerFleet, look: Connection
+) -> None:
+    jobs = [*of("one", 2), *of("two", 2, model="second")]
+    park(fleet, look, jobs)
+    order = [woken.request_id for _ in range(4) for woken in fleet.wake([MODEL, "second"], 1)]
+    assert order == [jobs[0].request_id, jobs[1].request_id, jobs[2].request_id, jobs[3].request_id]
+
+
+# --- position, estimate, refusal -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scene(ledger: str, writer: LedgerWriter) -> Generator[SchedulerScene, None, None]:
+    with open_pool(ledger, size_max=4) as pool:
+        yield SchedulerScene(writer, pool)
+
+
+def requests_take(look: Connection, seconds: float) -> None:
+    look.execute(
+        "INSERT INTO model_demand (model, slot_seconds) VALUES (%s, %s) "
+        "ON CONFLICT (model) DO UPDATE SET slot_seconds = excluded.slot_seconds",
+        (MODEL, seconds),
+    )
+
+
+async def busy_machine(scene: SchedulerScene, gateway: GatewayFleet) -> UUID:
+    one = machine(capacity=1)
+    await gateway.announce(one, routable=True)
+    running = job()
+    assert scene.fleet.claim(running, one.session_id, seconds=600)
+    return running.request_id
+
+
+async def test_whoever_waits_is_told_the_place_and_an_estimate(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    requests_take(look, 20.0)
+    await busy_machine(scene, gateway)
+    for _ in range(2):
+        scene.scheduler.dispatch(scene.asked())
+
+    notices = [notice for notice in scene.mailbox.take() if isinstance(notice, Waiting)]
+    assert [(notice.machines, notice.position, notice.wait_seconds) for notice in notices] == [
+        (1, 1, 20.0),
+        (1, 2, 40.0),
+    ]
+
+
+async def test_without_experience_there_is_no_estimate_and_nobody_is_refused_for_it(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    await busy_machine(scene, gateway)
+    scene.scheduler.dispatch(scene.asked())
+    [notice] = scene.mailbox.take()
+    assert isinstance(notice, Waiting)
+    assert notice.wait_seconds is None
+
+
+async def test_a_hopeless_wait_is_refused_at_once_and_leaves_the_queue(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    requests_take(look, 900.0)
+    await busy_machine(scene, gateway)
+    wanted = scene.asked()
+    scene.scheduler.dispatch(wanted)
+
+    refusal = Refused(request_id=wanted.request_id, attempt=1, reason="hopeless", retry_after_seconds=30)
+    assert scene.mailbox.take() == [refusal]
+    assert waiting(look) == []
+
+
+async def test_a_request_that_waits_already_is_not_sent_away_when_the_queue_slows_down(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    await busy_machine(scene, gateway)
+    wanted = scene.asked()
+    scene.scheduler.dispatch(wanted)
+    requests_take(look, 900.0)
+    scene.scheduler.dispatch(wanted)
+
+    assert [type(notice) for notice in scene.mailbox.take()] == [Waiting, Waiting]
+    assert waiting(look) == [wanted.request_id]
+
+
+async def test_for_how_long_requests_take_a_slot_is_learnt_from_those_that_end(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    running = await busy_machine(scene, gateway)
+    look.execute("UPDATE claims SET claimed_at = now() - interval '30 seconds'")
+    await gateway.release(running, 1)
+    await gateway.flush()
+
+    row = look.execute("SELECT slot_seconds FROM model_demand WHERE model = %s", (MODEL,)).fetchone()
+    assert row is not None
+    assert 30 <= row[0] < 35
+    assert claims(look) == {}
+
+
+async def test_that_somebody_asked_for_a_model_is_known(scene: SchedulerScene, look: Connection) -> None:
+    scene.scheduler.dispatch(scene.asked(reply_to=uuid4()))
+    assert look.execute("SELECT model FROM model_demand WHERE asked_at > now() - interval '1 minute'").fetchall() == [
+        (MODEL,)
+    ]
