@@ -5,10 +5,11 @@ The read models' own statements stand with them in ``projections``.
 
 # --- the event log ---------------------------------------------------------------------------------------------------
 
-LOCK_HEAD = "SELECT position, recorded_at FROM ledger_head FOR UPDATE"
+LOCK_HEAD = "SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE"
 """Take the log's one lock; nobody else decides or appends until this transaction ends."""
 
-HEAD_POSITION = "SELECT position FROM ledger_head"
+HEAD_AT_START = "SELECT position, stops FROM ledger_head"
+"""Where the log stands, and how often the writers were stopped before this one began."""
 
 CLOCK = "SELECT clock_timestamp()"
 """One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
@@ -593,6 +594,7 @@ GRANT USAGE ON SCHEMA public TO {role};
 GRANT_READ = "GRANT SELECT ON {table} TO {role}"
 GRANT_READ_COLUMNS = "GRANT SELECT ({columns}) ON {table} TO {role}"
 GRANT_APPEND = "GRANT SELECT, INSERT ON {table} TO {role}"
+GRANT_GROW = "GRANT SELECT, INSERT, UPDATE ON {table} TO {role}"
 GRANT_MOVE = "GRANT SELECT, UPDATE ON {table} TO {role}"
 GRANT_WRITE = "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}"
 GRANT_SEQUENCES = "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"

@@ -109,6 +109,7 @@ class LedgerWriter:
         self._mapper = EventMapper()
         self._cache = AggregateCache(cache_max)
         self._seen_position = -1  # none: there is nothing to bring up to date
+        self._stops = 0
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._check = BatchCheck()
@@ -121,7 +122,7 @@ class LedgerWriter:
 
     @property
     def halted(self) -> bool:
-        """Whether it stopped for good, because a batch would have broken the books."""
+        """Whether it stopped for good: a batch would have broken the books, or a check found them broken."""
         return self._halted
 
     def start(self) -> None:
@@ -201,17 +202,10 @@ class LedgerWriter:
         if self._halted:
             self._fail(batch, LedgerHalted())
             return
-        try:
-            connection = self._connect()
-            self._preload(connection, batch)
-            head, now = self._lock(connection)
-        except psycopg.Error as error:
-            self._lose_connection(error)
-            self._fail(batch, LedgerUnavailable())
+        turn = self._take_turn(batch)
+        if turn is None:
             return
-        except BaseException:
-            self._lose_connection(None)  # it may hold the head, which everybody else waits for
-            raise
+        connection, head, now = turn
         unit = BatchUnit(self._cache, now)
         try:
             with connection.pipeline():
@@ -228,17 +222,36 @@ class LedgerWriter:
                 self._fail(batch, LedgerUnavailable())
                 return
         except InvariantViolated as violation:
-            # Decisions went wrong in a way that no command noticed: whatever this process decides next is in doubt.
-            self._halted = True
-            log.critical("the ledger stops, and nothing of this batch was written: %s", violation)
-            self._lose_connection(None)
-            self._fail(batch, LedgerHalted())
+            self._halt(batch, violation)
             return
         except BaseException:
             self._cache.evict(unit.touched)
             self._lose_connection(None)
             raise
         self._seen_position = head + len(unit.events)
+
+    def _take_turn(self, batch: list[_Call[Any]]) -> tuple[Connection, int, datetime] | None:
+        """Load what the batch needs and take the head; None when that failed and the batch has its answer."""
+        try:
+            connection = self._connect()
+            self._preload(connection, batch)
+            return connection, *self._lock(connection)
+        except psycopg.Error as error:
+            self._lose_connection(error)
+            self._fail(batch, LedgerUnavailable())
+        except InvariantViolated as violation:
+            self._halt(batch, violation)
+        except BaseException:
+            self._lose_connection(None)  # it may hold the head, which everybody else waits for
+            raise
+        return None
+
+    def _halt(self, batch: list[_Call[Any]], violation: InvariantViolated) -> None:
+        """Decisions went wrong in a way that no command noticed, so whatever this process decides next is in doubt."""
+        self._halted = True
+        log.critical("the ledger stops, and nothing of this batch was written: %s", violation)
+        self._lose_connection(None)
+        self._fail(batch, LedgerHalted())
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -260,9 +273,9 @@ class LedgerWriter:
         cache = self._cache
         missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
         if self._seen_position < 0:
-            row = connection.execute(sql.HEAD_POSITION).fetchone()
+            row = connection.execute(sql.HEAD_AT_START).fetchone()
             assert row is not None
-            self._seen_position = row[0]
+            self._seen_position, self._stops = row
         if missing:
             self._load(connection, missing.values())
 
@@ -290,7 +303,11 @@ class LedgerWriter:
 
     def _lock(self, connection: Connection) -> tuple[int, datetime]:
         """Take the head, and follow what other writers appended since this one last held it. Returns the head's
-        position and the batch's time."""
+        position and the batch's time.
+
+        Raises:
+            InvariantViolated: a check of the tables stopped the writers since this one began.
+        """
         with connection.pipeline():
             connection.execute("BEGIN")
             head = connection.execute(sql.LOCK_HEAD, prepare=True)
@@ -298,7 +315,9 @@ class LedgerWriter:
         head_row, clock_row = head.fetchone(), clock.fetchone()
         assert head_row is not None
         assert clock_row is not None
-        position, recorded_at = head_row
+        position, recorded_at, stops = head_row
+        if stops != self._stops:
+            raise InvariantViolated("a check of the tables found the books wrong; the table ledger_stops says where")
         if position > self._seen_position:
             self._follow(connection, position)
         now = clock_row[0] if self._clock is None else self._clock()
