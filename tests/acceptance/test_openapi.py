@@ -22,8 +22,16 @@ from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
 METHODS = ("get", "post", "put", "patch", "delete")
-NOT_FOR_CLIENTS = ("/internal/", "/openapi.json", "/readyz", "/ws/provider", "/v1/admin/", "/v1/transparency/")
-"""Of operators, machines and auditors, whose pages of the documentation describe them."""
+NOT_FOR_CLIENTS = (
+    "/internal/",
+    "/openapi.json",
+    "/readyz",
+    "/v1/admin/",
+    "/v1/me/providers",
+    "/v1/transparency/",
+    "/ws/provider",
+)
+"""Of operators, machines, their owners and auditors, whose pages of the documentation describe them."""
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
