@@ -26,11 +26,10 @@ NOT_FOR_CLIENTS = (
     "/openapi.json",
     "/readyz",
     "/v1/admin/",
-    "/v1/me/providers",
     "/v1/transparency/",
     "/ws/provider",
 )
-"""Of operators, machines, their owners and auditors, whose pages of the documentation describe them."""
+"""Of operators, machines and auditors, whose pages of the documentation describe them."""
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
