@@ -22,19 +22,16 @@ CLOCK = "SELECT clock_timestamp()"
 """One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
 
 LOAD_AGGREGATES = """
-WITH wanted AS (
-    SELECT * FROM unnest(%s::uuid[], %s::int[]) AS wanted (originator_id, class_version)
-), base AS (
-    SELECT s.originator_id, s.originator_version, s.state
-    FROM wanted JOIN snapshots s USING (originator_id, class_version)
-)
-SELECT originator_id, originator_version, NULL AS topic, state FROM base
+SELECT s.originator_id, s.originator_version, NULL AS topic, s.state
+FROM unnest(%(ids)s::uuid[], %(class_versions)s::int[]) AS wanted (originator_id, class_version)
+JOIN snapshots s USING (originator_id, class_version)
 UNION ALL
 SELECT e.originator_id, e.originator_version, e.topic, e.state
-FROM wanted LEFT JOIN base USING (originator_id)
+FROM unnest(%(ids)s::uuid[], %(class_versions)s::int[]) AS wanted (originator_id, class_version)
+LEFT JOIN snapshots s USING (originator_id, class_version)
 CROSS JOIN LATERAL (
     SELECT * FROM events e
-    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(base.originator_version, 0)
+    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(s.originator_version, 0)
 ) e
 ORDER BY originator_id, originator_version
 """

@@ -50,8 +50,9 @@ TAIL_EVENTS_MAX = 20_000
 SLICE_COMMANDS = 50
 """A batch is sent in parts of so many commands, so that deciding and storing overlap."""
 
-SNAPSHOT_EVENTS = 500
-"""An aggregate that grows gets a snapshot after this many events, so loading it never reads many more."""
+SNAPSHOT_EVENTS = 100
+"""An aggregate that grows gets a snapshot after this many events, so loading it never reads many more. A process that
+starts loads every busy wallet once, and should not stumble over that."""
 
 OUTCOME_SECONDS_MAX = 30.0
 """How long the writer looks for the outcome of a commit that got no answer, before it says so."""
@@ -283,8 +284,11 @@ class LedgerWriter:
     def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
         """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""
         blank = {ref.id: ref.kind(ref.id) for ref in refs}
-        versions = [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()]
-        rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank), versions), prepare=True, binary=True).fetchall()
+        wanted = {
+            "ids": list(blank),
+            "class_versions": [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()],
+        }
+        rows = connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True).fetchall()
         for originator_id, history in groupby(rows, key=lambda row: row[0]):
             try:
                 self._replay(blank[originator_id], history)
