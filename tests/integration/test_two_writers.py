@@ -42,7 +42,9 @@ def test_two_writers_in_two_threads_admit_exactly_what_the_balance_pays_for(ledg
     assert_books_are_sound(look)
 
 
-def test_eight_threads_in_each_of_three_processes_admit_exactly_what_the_balance_pays_for(ledger: str, look: Connection) -> None:
+def test_eight_threads_in_each_of_three_processes_admit_exactly_what_the_balance_pays_for(
+    ledger: str, look: Connection
+) -> None:
     hot = account("hot")
     with running(ledger) as writer:
         writer.execute(grant(hot, 80 * 100))
