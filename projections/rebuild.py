@@ -107,11 +107,11 @@ def rebuild(dsn: str, names: Sequence[str] = (), *, page_events: int = PAGE_EVEN
             with Replay(dsn, projections, run.open_lane, page_events=page_events) as replay:
                 run.fill(replay)
                 position, held_seconds = run.swap(replay)
-        except psycopg.errors.InsufficientPrivilege:
-            raise NotTheOwner(" ".join(str(NotTheOwner.__doc__).split())) from None
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(psycopg.Error):
                 _drop_leftovers(admin)
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                raise NotTheOwner(" ".join(str(NotTheOwner.__doc__).split())) from None
             raise
     return Rebuilt(run.names, position, time.monotonic() - began, held_seconds)
 
