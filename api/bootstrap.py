@@ -17,6 +17,7 @@ import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
 
+from adapters.collector import settle_collector
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
@@ -110,6 +111,7 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
         queue_max=settings.ledger_queue_max,
         batch_max=settings.ledger_batch_max,
     )
+    settle_collector()
     writer.start()
     try:
         yield writer

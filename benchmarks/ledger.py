@@ -25,6 +25,7 @@ from uuid import UUID
 
 import psycopg
 
+from adapters.collector import settle_collector
 from adapters.postgres.writer import LedgerWriter
 from benchmarks.databases import arguments, scratch_database, server, show
 from benchmarks.stock_ledger import StockLedger
@@ -107,6 +108,7 @@ class Cycle(NamedTuple):
 
 def open_writer(dsn: str) -> LedgerWriter:
     writer = LedgerWriter(dsn, [Balances(), UsageEntries(), OpenRequests()])
+    settle_collector()
     writer.start()
     return writer
 

@@ -262,6 +262,7 @@ class LedgerWriter:
             self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, **KEEPALIVE)
             self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
             self._connection.execute("SET statement_timeout = '30s'")
+            self._connection.execute(sql.LOOK_UP_BY_KEY)
             pack_lists(self._connection)
         return self._connection
 
