@@ -110,7 +110,7 @@ class LedgerWriter:
         self._mapper = EventMapper()
         self._cache = AggregateCache(cache_max)
         self._seen_position = -1  # none: there is nothing to bring up to date
-        self._stops = 0
+        self._stops: int | None = None
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._check = BatchCheck()
@@ -172,6 +172,10 @@ class LedgerWriter:
     # --- the writer's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._look_at_head(self._connect())  # now, so that a stop before the first command counts
+        except psycopg.Error as error:
+            self._lose_connection(error)  # the first batch tries again
         while batch := self._take_batch():
             try:
                 self._write(batch)
@@ -275,11 +279,18 @@ class LedgerWriter:
         cache = self._cache
         missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
         if self._seen_position < 0:
-            row = connection.execute(sql.HEAD_AT_START).fetchone()
-            assert row is not None
-            self._seen_position, self._stops = row
+            self._seen_position = self._look_at_head(connection)
         if missing:
             self._load(connection, missing.values())
+
+    def _look_at_head(self, connection: Connection) -> int:
+        """Where the log stands. The first look also tells which stops were before this writer."""
+        row = connection.execute(sql.HEAD_AT_START).fetchone()
+        assert row is not None
+        if self._stops is None:
+            self._stops = row[1]
+        position: int = row[0]
+        return position
 
     def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
         """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""

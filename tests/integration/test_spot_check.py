@@ -92,6 +92,16 @@ def test_what_was_tampered_with_stops_every_writer(
         writer.execute(grant("zoe", 1))
 
 
+def test_a_writer_that_had_nothing_to_do_yet_is_stopped_too(ledger: str, look: Connection) -> None:
+    do_business(ledger)
+    with running(ledger) as idle:
+        until(lambda: idle._stops is not None, "it has begun")
+        look.execute("UPDATE wallet_balances SET held_micro_usd = held_micro_usd + 1")
+        assert SpotCheck(ledger, seconds=SECONDS).look()
+        with pytest.raises(LedgerHalted):
+            idle.execute(grant("zoe", 1))
+
+
 def test_every_wallets_turn_comes(ledger: str, look: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot_check, "WALLETS", 3)
     accounts = [account(f"consumer-{number}") for number in range(10)]

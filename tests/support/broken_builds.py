@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,8 @@ from projections.page import Page
 from projections.usage import UsageEntries
 
 Breakage = Callable[[pytest.MonkeyPatch], None]
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def forgets_every_bound(patch: pytest.MonkeyPatch) -> None:
@@ -221,6 +224,16 @@ def posts_an_entry_under_any_id(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ledger, "_post", elsewhere)
 
 
+def turns_the_clock_back(patch: pytest.MonkeyPatch) -> None:
+    """14: each transaction is recorded before the one before it."""
+    begin = BatchUnit.__init__
+
+    def begin_earlier(self: BatchUnit, cache: AggregateCache, now: datetime) -> None:
+        begin(self, cache, NOON + (NOON - now))
+
+    patch.setattr(BatchUnit, "__init__", begin_earlier)
+
+
 def forgets_usage(patch: pytest.MonkeyPatch) -> None:
     """12: settlements are not listed as usage."""
     patch.setattr(UsageEntries, "statements", lambda self, written: ())
@@ -305,6 +318,7 @@ IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
     (records(Settle, EarningCredited, _never, "never_pays_the_provider"), 6),
     (records(Settle, JobCompleted, _more("completion_tokens"), "charges_other_usage_than_completed"), 6),
     (charges_beyond_the_hold, 7),
+    (turns_the_clock_back, 14),
     (records(ApproveAdjustment, WalletAdjusted, _more("amount"), "adjusts_more_than_it_posts"), 4),
     (records(ApproveAdjustment, WalletAdjusted, _never, "posts_an_adjustment_and_moves_nothing"), 4),
     (records(ApproveAdjustment, JournalEntryPosted, _never, "adjusts_without_an_entry"), 4),
