@@ -97,13 +97,14 @@ def test_the_doctor_works_beside_a_running_writer(ledger: str, look: Connection)
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            diagnoses = [examine(look) for _ in range(10)]
+            diagnoses = [examine(look)]
+            while len({diagnosis.position for diagnosis in diagnoses}) < 5:
+                diagnoses.append(examine(look))
         finally:
             stopping.set()
             thread.join()
 
-    assert [violated(diagnosis) for diagnosis in diagnoses] == [{}] * 10
-    assert diagnoses[-1].position > diagnoses[0].position
+    assert all(violated(diagnosis) == {} for diagnosis in diagnoses)
 
 
 @pytest.mark.parametrize("newest", [1, 13, 50, 10_000])
