@@ -98,7 +98,9 @@ class AcknowledgesTooEarly(FaultyWriter):
 
     def _commit(self, connection: Any, unit: Any, head: int) -> None:
         LedgerWriter._wake(self, self._batch)
-        time.sleep(0.05)  # long enough for the callers to hear it
+        if unit.events:
+            time.sleep(0.3)  # long enough for the callers to hear it
+            self.passes("acknowledged")
         super()._commit(connection, unit, head)
 
 
@@ -114,6 +116,7 @@ class CommitsInParts(FaultyWriter):
         )
         connection.execute("COMMIT")
         connection.execute("BEGIN")
+        self.passes("between the parts")
         super()._append(connection, unit, head, done + 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -25,15 +26,14 @@ def test_whatever_is_killed_no_acknowledged_command_is_lost_and_none_is_half_the
 @pytest.mark.parametrize(
     ("writer", "point", "says"),
     [
-        ("AcknowledgesTooEarly", "before COMMIT", "was acknowledged, and 0 of its events are in the log"),
-        ("AcknowledgesTooEarly", "before statement 0", "was acknowledged, and 0 of its events are in the log"),
-        ("CommitsInParts", "before commit", "are in the log"),
-        ("CommitsInParts", "before COMMIT", "the doctor: invariant"),
+        ("AcknowledgesTooEarly", "acknowledged", "was acknowledged, and 0 of its events are in the log"),
+        ("CommitsInParts", "between the parts", "are in the log|is half in the log"),
+        ("CommitsInParts", "between the parts", "the doctor: invariant"),
     ],
 )
 def test_a_broken_writer_is_found_out(database: str, writer: str, point: str, says: str) -> None:
-    findings = kill_at(database, "broken", point, 8, writer).findings
-    assert any(says in finding for finding in findings), findings
+    findings = kill_at(database, "broken", point, 3, writer).findings
+    assert any(re.search(says, finding) for finding in findings), findings
 
 
 @pytest.mark.parametrize("point", ["before decide", "while COMMIT", "after wake"])
