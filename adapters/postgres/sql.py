@@ -347,7 +347,7 @@ does not help, or did not suffice."""
 CLAIM_SLOT = """
 WITH slot AS (
     UPDATE fleet SET busy = busy + 1
-    WHERE session_id = %(session_id)s AND routable AND busy < capacity
+    WHERE session_id = %(session_id)s AND routable AND busy < capacity AND (busy = 0 OR NOT %(alone)s)
     RETURNING session_id, busy
 ), offers AS (
     UPDATE fleet_models m SET busy = slot.busy,
@@ -363,7 +363,7 @@ SELECT %(request_id)s, %(attempt)s, session_id, %(account_id)s, %(model)s, %(out
        now() + make_interval(secs => %(seconds)s)
 FROM slot RETURNING session_id
 """
-"""Take one slot, or none. Counters, claim and the end of waiting go together; a claim that exists undoes it all."""
+"""Take one slot, or none; ``alone`` only of a machine that does nothing else. Counters, claim and the end of waiting go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
 WITH held AS (
@@ -474,9 +474,12 @@ LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, account_id, model, gateway_id, turn, deadline, message)
 SELECT %(request_id)s, %(attempt)s, %(account_id)s, %(model)s, %(gateway_id)s,
-       1 + coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
-         + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
-         + (SELECT count(*) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
+       1 + greatest(
+           coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
+               + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
+               + (SELECT count(*) FROM waiters
+                  WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
+           (SELECT max(turn) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now())),
        now() + make_interval(secs => %(seconds)s), %(message)s
 WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
       < %(depth_max)s AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
@@ -484,8 +487,24 @@ ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
 RETURNING turn, enqueued_at, xmax = 0
 """
 """Let a request wait for a slot, or keep its place. Its turn comes later by each request of its account that is served
-or waits already, so accounts share what comes free. Returns whether it is new there. No row comes back when the queue
+or waits already, so accounts share what comes free, and after all of those that wait, so that each account keeps its
+own order. Returns whether it is new there. No row comes back when the queue
 of its model is full, or the request has ended."""
+
+SHED_WAITER = """
+WITH shares AS (
+    SELECT account_id, count(*) AS waiting FROM waiters WHERE model = %(model)s AND deadline > now() GROUP BY account_id
+), last AS (
+    SELECT w.request_id, w.attempt FROM waiters w JOIN shares s USING (account_id)
+    WHERE w.model = %(model)s AND w.deadline > now() AND w.woken_at IS NULL
+        AND s.waiting > 1 + coalesce((SELECT waiting FROM shares WHERE account_id = %(account_id)s), 0)
+        AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
+    ORDER BY s.waiting DESC, w.turn DESC, w.enqueued_at DESC FOR UPDATE OF w SKIP LOCKED LIMIT 1
+)
+DELETE FROM waiters w USING last l WHERE w.request_id = l.request_id AND w.attempt = l.attempt RETURNING w.message
+"""
+"""Make room in a full queue: the account with the most requests in it gives up its last one, when it still keeps as many
+as the account that comes."""
 
 PLACE_IN_QUEUE = """
 SELECT count(*)::int FROM waiters
