@@ -192,6 +192,8 @@ WHERE gateway_id = %s AND lease_until > now() RETURNING gateway_id
 """
 """Only a lease that still stands can be renewed: once lapsed, others may act on its end."""
 
+LIVING_GATEWAYS = "SELECT gateway_id::text FROM gateways WHERE lease_until > now() ORDER BY gateway_id"
+
 END_LEASE = "UPDATE gateways SET lease_until = least(lease_until, now()) WHERE gateway_id = %s"
 """A gateway that stops in order. The ends that it handed to the scheduler have the grace of a lapsed lease."""
 
@@ -363,7 +365,8 @@ SELECT %(request_id)s, %(attempt)s, session_id, %(account_id)s, %(model)s, %(out
        now() + make_interval(secs => %(seconds)s)
 FROM slot RETURNING session_id
 """
-"""Take one slot, or none; ``alone`` only of a machine that does nothing else. Counters, claim and the end of waiting go together; a claim that exists undoes it all."""
+"""Take one slot, or none; ``alone`` only of a machine that does nothing else. Counters, claim and the end of waiting
+go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
 WITH held AS (
@@ -438,7 +441,8 @@ WHERE m.session_id = f.session_id
 """Let an index pass over machines for a while, or no longer."""
 
 MACHINES_OF_ACCOUNT = """
-SELECT h.machine_id, h.chip, h.machine_model, h.models, h.last_seen_at, h.health, s.snapshot, s.updated_at,
+SELECT h.machine_id, h.account_id, h.chip, h.machine_model, h.models, h.last_seen_at, h.health, s.snapshot,
+       s.updated_at,
        (SELECT json_agg(json_build_array(m.model, m.busy, m.requests_model, m.output_tokens_model))
         FROM fleet_models m WHERE m.session_id = s.session_id),
        (SELECT json_object_agg(d.model, extract(epoch FROM d.asked_at)) FROM model_demand d
@@ -453,6 +457,31 @@ ORDER BY h.machine_id LIMIT 1000
 """
 """The machines of an account with their connection, if there is one, what is in flight on it, and when each model was
 last asked for."""
+
+FLEET_MACHINES = """
+SELECT coalesce(h.machine_id, f.machine_id), coalesce(h.account_id, f.account_id), coalesce(h.chip, ''),
+       coalesce(h.machine_model, ''), offered.models, coalesce(h.last_seen_at, f.updated_at), h.health, f.snapshot,
+       f.updated_at,
+       (SELECT json_agg(json_build_array(m.model, m.busy, m.requests_model, m.output_tokens_model))
+        FROM fleet_models m WHERE m.session_id = f.session_id),
+       (SELECT json_object_agg(d.model, extract(epoch FROM d.asked_at)) FROM model_demand d
+        WHERE d.model = ANY(offered.models) AND d.asked_at IS NOT NULL)
+FROM (SELECT * FROM fleet JOIN gateways g USING (gateway_id) WHERE g.lease_until > now()) f
+FULL JOIN machine_health h ON h.machine_id = f.machine_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(h.models, ARRAY(SELECT model FROM fleet_models WHERE session_id = f.session_id)) AS models
+) offered
+ORDER BY f.session_id IS NULL, coalesce(f.updated_at, h.last_seen_at) DESC, 1 LIMIT %s
+"""
+"""The same for all machines: those that are connected to a living gateway first, then those that were here last."""
+
+QUEUES = """
+SELECT w.model, count(*)::int, count(DISTINCT w.account_id)::int,
+       extract(epoch FROM now() - min(w.enqueued_at))::float8, max(d.slot_seconds)
+FROM waiters w LEFT JOIN model_demand d USING (model) WHERE w.deadline > now() GROUP BY w.model ORDER BY w.model
+"""
+"""The queues that are not empty: requests, accounts, seconds that the oldest waits, and for how long a request lately
+took a slot."""
 
 NOTE_DEMAND = """
 INSERT INTO model_demand (model, asked_at) VALUES (%s, now())
@@ -479,7 +508,8 @@ SELECT %(request_id)s, %(attempt)s, %(account_id)s, %(model)s, %(gateway_id)s,
                + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
                + (SELECT count(*) FROM waiters
                   WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
-           (SELECT max(turn) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now())),
+           (SELECT max(turn) FROM waiters
+            WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now())),
        now() + make_interval(secs => %(seconds)s), %(message)s
 WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
       < %(depth_max)s AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
@@ -503,8 +533,8 @@ WITH shares AS (
 )
 DELETE FROM waiters w USING last l WHERE w.request_id = l.request_id AND w.attempt = l.attempt RETURNING w.message
 """
-"""Make room in a full queue: the account with the most requests in it gives up its last one, when it still keeps as many
-as the account that comes."""
+"""Make room in a full queue: the account with the most requests in it gives up its last one, when it still keeps as
+many as the account that comes."""
 
 PLACE_IN_QUEUE = """
 SELECT count(*)::int FROM waiters
