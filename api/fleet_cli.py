@@ -51,7 +51,7 @@ def fleet(context: click.Context, where: Where, limit: int, as_json: bool) -> No
         click.echo(line)
     for queue in queues:
         pace = f"; a request lately took a slot for {queue.slot_seconds:.1f} s" if queue.slot_seconds else ""
-        waiting = f"{queue.requests} of {queue.accounts} accounts wait, the oldest for {queue.oldest_seconds:.0f} s"
+        waiting = f"{queue.requests} waiting (accounts: {queue.accounts}), the oldest for {queue.oldest_seconds:.0f} s"
         click.echo(f"queue of {queue.model}: {waiting}{pace}")
 
 
