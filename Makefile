@@ -25,6 +25,13 @@ typecheck: $(STAMP)
 replay-campaign: export OPERATIONS ?= 100000
 replay-campaign: $(STAMP)
 	@$(BIN)/python -m pytest -q -s -o timeout=0 -k whatever_the_pages_and_restarts_were tests/integration/test_replay.py
+
+# Kills the ledger's writer, its server and its connections, and checks what is left. ROUNDS=1000 is a night's work.
+chaos-ledger: export SEED ?=
+chaos-ledger: export ROUNDS ?= 40
+chaos-ledger: $(STAMP)
+	@$(BIN)/python -m tests.chaos.ledger
+
 # Writes the stored bytes and the shape of each event version that has none yet; what exists is never touched.
 event-fixtures: $(STAMP)
 	@$(BIN)/python -m tests.support.event_fixtures

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     scheduler_threads: int = Field(4, ge=1, le=64)
     ledger_queue_max: int = 10_000
     ledger_batch_max: int = 500
+    spot_check_seconds: float = Field(60.0, ge=1.0)
+    """How often a few wallets are compared with their events and the journal."""
 
     @property
     def development(self) -> bool:

@@ -17,6 +17,7 @@ import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
 
+from adapters.collector import settle_collector
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
 from adapters.postgres import migrate
@@ -59,6 +60,7 @@ from projections.diff import Replays
 from projections.open_requests import OpenRequests
 from projections.registry import lagging
 from projections.runner import ProjectionRunner
+from projections.spot_check import SpotCheck
 from projections.transparency import Connect, StoredTree
 from projections.transparency_follower import TransparencyFollower
 from projections.usage import UsageEntries
@@ -110,6 +112,7 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
         queue_max=settings.ledger_queue_max,
         batch_max=settings.ledger_batch_max,
     )
+    settle_collector()
     writer.start()
     try:
         yield writer
@@ -118,12 +121,16 @@ def ledger_writer(dsn: str, settings: Settings) -> Generator[LedgerWriter, None,
 
 
 @contextmanager
-def projection_runner(dsn: str) -> Generator[ProjectionRunner, None, None]:
+def projection_runner(dsn: str, settings: Settings) -> Generator[ProjectionRunner, None, None]:
+    """The read models that may lag, and the check that compares a few wallets with them now and then."""
     runner = ProjectionRunner(dsn, lagging())
+    check = SpotCheck(dsn, seconds=settings.spot_check_seconds)
     runner.start()
+    check.start()
     try:
         yield runner
     finally:
+        check.stop()
         runner.stop()
 
 
@@ -352,7 +359,7 @@ def run_everything(settings: Settings, serve: Serve) -> None:
         local = None if settings.broker_url else LocalMailbox(switchboard.hand_over)
         with (
             ledger_writer(dsn, settings) as writer,
-            projection_runner(dsn),
+            projection_runner(dsn, settings),
             transparency_follower(dsn, settings),
             scheduler_worker(dsn, settings, broker, writer, local),
         ):
@@ -382,5 +389,5 @@ def run_scheduler(settings: Settings, wait: Callable[[], None]) -> None:
 def run_projections(settings: Settings, wait: Callable[[], None]) -> None:
     """``darkbloomd project``."""
     migrate.require_current(settings.database_url)
-    with projection_runner(settings.database_url), transparency_follower(settings.database_url, settings):
+    with projection_runner(settings.database_url, settings), transparency_follower(settings.database_url, settings):
         wait()

@@ -25,6 +25,7 @@ from uuid import UUID
 
 import psycopg
 
+from adapters.collector import settle_collector
 from adapters.postgres.writer import LedgerWriter
 from benchmarks.databases import arguments, scratch_database, server, show
 from benchmarks.stock_ledger import StockLedger
@@ -45,6 +46,7 @@ CLIENTS = 512
 QUOTE = quote_for("darkbloom-tiny")
 GATEWAY = str(UUID(int=1))
 COPY_BATCH_ROWS = 4_000
+WARM_UP_SECONDS = 3.0
 
 
 def account(number: int) -> str:
@@ -107,6 +109,7 @@ class Cycle(NamedTuple):
 
 def open_writer(dsn: str) -> LedgerWriter:
     writer = LedgerWriter(dsn, [Balances(), UsageEntries(), OpenRequests()])
+    settle_collector()
     writer.start()
     return writer
 
@@ -198,10 +201,15 @@ def spread_and_hot(dsn: str, seconds: float, rounds: int) -> dict[str, list[floa
 
 
 def one_writer(dsn: str, seed: int, clients: int, seconds: float) -> float:
-    """Run by a process of its own: the cycles per second that its writer made."""
-    writer = open_writer(dsn)
+    """Run by a process of its own: the cycles per second that its writer made, once its cache was warm."""
+    writer, traffic = open_writer(dsn), Traffic(seed)
+
+    async def run() -> float:
+        await closed_loop(writer, traffic.cycle, clients, WARM_UP_SECONDS)
+        return await closed_loop(writer, traffic.cycle, clients, seconds)
+
     try:
-        return asyncio.run(closed_loop(writer, Traffic(seed).cycle, clients, seconds))
+        return asyncio.run(run())
     finally:
         writer.stop()
 
@@ -218,8 +226,12 @@ def writers_apart(dsn: str, writers: int, seconds: float, rounds: int) -> list[f
 
 
 def commit_waits(dsn: str, rate: float, seconds: float, *, vacuum: bool) -> list[float]:
-    writer = open_writer(dsn)
+    writer, traffic = open_writer(dsn), Traffic(3)
     stop = threading.Event()
+
+    async def run() -> list[float]:
+        await closed_loop(writer, traffic.cycle, CLIENTS, WARM_UP_SECONDS)
+        return await open_loop(writer, traffic.cycle, rate, seconds)
 
     def keep_vacuuming() -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -231,7 +243,7 @@ def commit_waits(dsn: str, rate: float, seconds: float, *, vacuum: bool) -> list
     if vacuum:
         beside.start()
     try:
-        return asyncio.run(open_loop(writer, Traffic(3).cycle, rate, seconds))
+        return asyncio.run(run())
     finally:
         stop.set()
         if vacuum:

@@ -190,7 +190,8 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         return request, wallet, ref(KeyBudget, self.key_id)  # its end needs the budget, so that it is in memory then
 
     def decide(self, unit: Unit) -> RequestAdmitted:
-        request = unit.get(InferenceRequest, str(self.request_id))
+        key = str(self.request_id)
+        request = unit.get(InferenceRequest, key)
         if request.admission is not None:
             return request.admission
         wallet = unit.get(Wallet, self.account_id)
@@ -199,12 +200,12 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             raise InsufficientFunds
         if not self.self_route:
             if self.key_limit is not None:
-                key_budgets.hold(unit, self.key_id, str(self.request_id), reserved, self.key_limit)
+                key_budgets.hold(unit, self.key_id, key, reserved, self.key_limit)
             unit.record(
                 wallet,
                 HoldPlaced,
                 account_id=self.account_id,
-                hold_id=str(self.request_id),
+                hold_id=key,
                 amount=reserved,
                 expires_at=self.expires_at,
                 purpose="inference",
@@ -212,7 +213,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
         unit.record(
             request,
             RequestAdmitted,
-            request_id=str(self.request_id),
+            request_id=key,
             account_id=self.account_id,
             key_id=self.key_id,
             gateway_id=self.gateway_id,
@@ -304,7 +305,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         settled = self._record_settlement(unit, request, admission, job)
         if not admission.self_route:
             self._move_money(unit, settled, payee)
-            key_budgets.capture(unit, budget, str(self.request_id), settled.cost)
+            key_budgets.capture(unit, budget, settled.request_id, settled.cost)
         return settled
 
     def _record_completion(
@@ -342,7 +343,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         unit.record(
             request,
             RequestSettled,
-            request_id=str(self.request_id),
+            request_id=admission.request_id,
             account_id=self.account_id,
             model=admission.model,
             job_id=self.job_id,
@@ -373,7 +374,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             wallet,
             HoldCaptured,
             account_id=self.account_id,
-            hold_id=str(self.request_id),
+            hold_id=settled.request_id,
             captured=settled.cost,
             released=settled.reserved - settled.cost,
             split=split,
@@ -416,24 +417,25 @@ class Release(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=
         request = unit.get(InferenceRequest, str(self.request_id))
         if request.end is not None:
             return request.end
-        if request.admission is None or request.admission.account_id != self.account_id:
+        admission = request.admission
+        if admission is None or admission.account_id != self.account_id:
             raise UnknownRequest
-        budget = unit.get(KeyBudget, request.admission.key_id)
+        budget = unit.get(KeyBudget, admission.key_id)
         _record_failures(unit, request, self.failures)
-        if not request.admission.self_route:
-            key_budgets.release(unit, budget, str(self.request_id))
+        if not admission.self_route:
+            key_budgets.release(unit, budget, admission.request_id)
             unit.record(
                 unit.get(Wallet, self.account_id),
                 HoldReleased,
                 account_id=self.account_id,
-                hold_id=str(self.request_id),
-                released=request.admission.reserved,
+                hold_id=admission.request_id,
+                released=admission.reserved,
                 reason=self.reason,
             )
         unit.record(
             request,
             RequestReleased,
-            request_id=str(self.request_id),
+            request_id=admission.request_id,
             account_id=self.account_id,
             reason=self.reason,
         )

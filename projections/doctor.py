@@ -23,6 +23,7 @@ from domain.invariants import (
     UsageTotals,
     Violation,
 )
+from projections.snapshot_check import SnapshotCheck
 
 PAGE_EVENTS = 5_000
 
@@ -125,7 +126,8 @@ def examine(connection: Connection, *, newest: int | None = None, more: Mapping[
         after = max(0, head - newest) if newest is not None else 0
         log = LogCheck(findings.report, after_position=after, whole=after == 0)
         totals = _Totals(connection)
-        is_read = _read_log(connection, log, totals, findings)
+        snapshots = None if after else SnapshotCheck(connection, findings.report)
+        is_read = _read_log(connection, log, totals, snapshots, findings)
         if not is_read:
             for number in range(1, 14):
                 findings.leave_out(number, f"the log cannot be read beyond position {log.position}")
@@ -134,7 +136,8 @@ def examine(connection: Connection, *, newest: int | None = None, more: Mapping[
         if after:
             for number in NEEDS_THE_WHOLE_LOG:
                 findings.leave_out(number, "it needs the whole log; leave --sample away")
-        elif is_read:
+        elif snapshots is not None and is_read:
+            snapshots.close()
             _compare_tables(connection, log, totals, findings)
         _check_more(connection, more or {}, findings)
     found = tuple(findings.of(invariant) for invariant in INVARIANTS)
@@ -158,7 +161,9 @@ class _Totals:
         self.journal.read(logged)
 
 
-def _read_log(connection: Connection, log: LogCheck, totals: _Totals, findings: _Findings) -> bool:
+def _read_log(
+    connection: Connection, log: LogCheck, totals: _Totals, snapshots: SnapshotCheck | None, findings: _Findings
+) -> bool:
     """Read the log to its end; False when an event stands in the way that this build cannot read."""
     for position, originator_id, version, topic, recorded_at, state in _rows_of_log(connection, log.position):
         try:
@@ -171,6 +176,8 @@ def _read_log(connection: Connection, log: LogCheck, totals: _Totals, findings: 
         logged = Logged(position, recorded_at, event)
         log.read(logged)
         totals.read(logged)
+        if snapshots is not None:
+            snapshots.read(logged)
     log.close()
     return True
 

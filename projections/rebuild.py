@@ -72,6 +72,11 @@ class TablesTied(RebuildFailed):
     """Something was made on the tables that new ones would not have; drop it first. Nothing was changed."""
 
 
+class NotTheOwner(RebuildFailed):
+    """Only the owner of the tables can rebuild them; use the address with which 'darkbloomd migrate' runs. Nothing was
+    changed."""
+
+
 class Rebuilt(NamedTuple):
     """``position`` is where the new tables stand; ``held_seconds`` how long nothing could be written."""
 
@@ -102,9 +107,11 @@ def rebuild(dsn: str, names: Sequence[str] = (), *, page_events: int = PAGE_EVEN
             with Replay(dsn, projections, run.open_lane, page_events=page_events) as replay:
                 run.fill(replay)
                 position, held_seconds = run.swap(replay)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(psycopg.Error):
                 _drop_leftovers(admin)
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                raise NotTheOwner(" ".join(str(NotTheOwner.__doc__).split())) from None
             raise
     return Rebuilt(run.names, position, time.monotonic() - began, held_seconds)
 

@@ -22,7 +22,13 @@ SECRET_COLUMNS: Mapping[str, frozenset[str]] = {
 }
 """What an auditor has no business to see."""
 
-_OTHER_GRANTS: Mapping[str, str] = {"alembic_version": sql.GRANT_READ, "ledger_head": sql.GRANT_MOVE}
+_OTHER_GRANTS: Mapping[str, str] = {
+    "alembic_version": sql.GRANT_READ,
+    "ledger_head": sql.GRANT_MOVE,
+    "transparency_tiles": sql.GRANT_GROW,
+    "checkpoints": sql.GRANT_APPEND,
+    "checkpoint_keys": sql.GRANT_GROW,
+}
 """The tables on which a coordinator needs less than to write them freely."""
 
 Connection = psycopg.Connection[tuple[Any, ...]]

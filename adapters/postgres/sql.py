@@ -5,28 +5,33 @@ The read models' own statements stand with them in ``projections``.
 
 # --- the event log ---------------------------------------------------------------------------------------------------
 
-LOCK_HEAD = "SELECT position, recorded_at FROM ledger_head FOR UPDATE"
+LOOK_UP_BY_KEY = """
+SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
+       set_config('enable_mergejoin', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+"""
+"""For the writer's session, whose statements all look rows up by their keys. A plan that was made while the log was
+small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed."""
+
+LOCK_HEAD = "SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE"
 """Take the log's one lock; nobody else decides or appends until this transaction ends."""
 
-HEAD_POSITION = "SELECT position FROM ledger_head"
+HEAD_AT_START = "SELECT position, stops FROM ledger_head"
+"""Where the log stands, and how often the writers were stopped before this one began."""
 
 CLOCK = "SELECT clock_timestamp()"
 """One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
 
 LOAD_AGGREGATES = """
-WITH wanted AS (
-    SELECT * FROM unnest(%s::uuid[], %s::int[]) AS wanted (originator_id, class_version)
-), base AS (
-    SELECT s.originator_id, s.originator_version, s.state
-    FROM wanted JOIN snapshots s USING (originator_id, class_version)
-)
-SELECT originator_id, originator_version, NULL AS topic, state FROM base
+SELECT s.originator_id, s.originator_version, NULL AS topic, s.state
+FROM unnest(%(ids)s::uuid[], %(class_versions)s::int[]) AS wanted (originator_id, class_version)
+JOIN snapshots s USING (originator_id, class_version)
 UNION ALL
 SELECT e.originator_id, e.originator_version, e.topic, e.state
-FROM wanted LEFT JOIN base USING (originator_id)
+FROM unnest(%(ids)s::uuid[], %(class_versions)s::int[]) AS wanted (originator_id, class_version)
+LEFT JOIN snapshots s USING (originator_id, class_version)
 CROSS JOIN LATERAL (
     SELECT * FROM events e
-    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(base.originator_version, 0)
+    WHERE e.originator_id = wanted.originator_id AND e.originator_version > coalesce(s.originator_version, 0)
 ) e
 ORDER BY originator_id, originator_version
 """
@@ -642,6 +647,7 @@ GRANT USAGE ON SCHEMA public TO {role};
 GRANT_READ = "GRANT SELECT ON {table} TO {role}"
 GRANT_READ_COLUMNS = "GRANT SELECT ({columns}) ON {table} TO {role}"
 GRANT_APPEND = "GRANT SELECT, INSERT ON {table} TO {role}"
+GRANT_GROW = "GRANT SELECT, INSERT, UPDATE ON {table} TO {role}"
 GRANT_MOVE = "GRANT SELECT, UPDATE ON {table} TO {role}"
 GRANT_WRITE = "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}"
 GRANT_SEQUENCES = "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"

@@ -50,8 +50,9 @@ TAIL_EVENTS_MAX = 20_000
 SLICE_COMMANDS = 50
 """A batch is sent in parts of so many commands, so that deciding and storing overlap."""
 
-SNAPSHOT_EVENTS = 500
-"""An aggregate that grows gets a snapshot after this many events, so loading it never reads many more."""
+SNAPSHOT_EVENTS = 100
+"""An aggregate that grows gets a snapshot after this many events, so loading it never reads many more. A process that
+starts loads every busy wallet once, and should not stumble over that."""
 
 OUTCOME_SECONDS_MAX = 30.0
 """How long the writer looks for the outcome of a commit that got no answer, before it says so."""
@@ -109,6 +110,7 @@ class LedgerWriter:
         self._mapper = EventMapper()
         self._cache = AggregateCache(cache_max)
         self._seen_position = -1  # none: there is nothing to bring up to date
+        self._stops: int | None = None
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._check = BatchCheck()
@@ -121,7 +123,7 @@ class LedgerWriter:
 
     @property
     def halted(self) -> bool:
-        """Whether it stopped for good, because a batch would have broken the books."""
+        """Whether it stopped for good: a batch would have broken the books, or a check found them broken."""
         return self._halted
 
     def start(self) -> None:
@@ -170,6 +172,10 @@ class LedgerWriter:
     # --- the writer's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._look_at_head(self._connect())  # now, so that a stop before the first command counts
+        except psycopg.Error as error:
+            self._lose_connection(error)  # the first batch tries again
         while batch := self._take_batch():
             try:
                 self._write(batch)
@@ -201,17 +207,10 @@ class LedgerWriter:
         if self._halted:
             self._fail(batch, LedgerHalted())
             return
-        try:
-            connection = self._connect()
-            self._preload(connection, batch)
-            head, now = self._lock(connection)
-        except psycopg.Error as error:
-            self._lose_connection(error)
-            self._fail(batch, LedgerUnavailable())
+        turn = self._take_turn(batch)
+        if turn is None:
             return
-        except BaseException:
-            self._lose_connection(None)  # it may hold the head, which everybody else waits for
-            raise
+        connection, head, now = turn
         unit = BatchUnit(self._cache, now)
         try:
             with connection.pipeline():
@@ -228,11 +227,7 @@ class LedgerWriter:
                 self._fail(batch, LedgerUnavailable())
                 return
         except InvariantViolated as violation:
-            # Decisions went wrong in a way that no command noticed: whatever this process decides next is in doubt.
-            self._halted = True
-            log.critical("the ledger stops, and nothing of this batch was written: %s", violation)
-            self._lose_connection(None)
-            self._fail(batch, LedgerHalted())
+            self._halt(batch, violation)
             return
         except BaseException:
             self._cache.evict(unit.touched)
@@ -240,11 +235,35 @@ class LedgerWriter:
             raise
         self._seen_position = head + len(unit.events)
 
+    def _take_turn(self, batch: list[_Call[Any]]) -> tuple[Connection, int, datetime] | None:
+        """Load what the batch needs and take the head; None when that failed and the batch has its answer."""
+        try:
+            connection = self._connect()
+            self._preload(connection, batch)
+            return connection, *self._lock(connection)
+        except psycopg.Error as error:
+            self._lose_connection(error)
+            self._fail(batch, LedgerUnavailable())
+        except InvariantViolated as violation:
+            self._halt(batch, violation)
+        except BaseException:
+            self._lose_connection(None)  # it may hold the head, which everybody else waits for
+            raise
+        return None
+
+    def _halt(self, batch: list[_Call[Any]], violation: InvariantViolated) -> None:
+        """Decisions went wrong in a way that no command noticed, so whatever this process decides next is in doubt."""
+        self._halted = True
+        log.critical("the ledger stops, and nothing of this batch was written: %s", violation)
+        self._lose_connection(None)
+        self._fail(batch, LedgerHalted())
+
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, **KEEPALIVE)
             self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
             self._connection.execute("SET statement_timeout = '30s'")
+            self._connection.execute(sql.LOOK_UP_BY_KEY)
             pack_lists(self._connection)
         return self._connection
 
@@ -260,17 +279,27 @@ class LedgerWriter:
         cache = self._cache
         missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
         if self._seen_position < 0:
-            row = connection.execute(sql.HEAD_POSITION).fetchone()
-            assert row is not None
-            self._seen_position = row[0]
+            self._seen_position = self._look_at_head(connection)
         if missing:
             self._load(connection, missing.values())
+
+    def _look_at_head(self, connection: Connection) -> int:
+        """Where the log stands. The first look also tells which stops were before this writer."""
+        row = connection.execute(sql.HEAD_AT_START).fetchone()
+        assert row is not None
+        if self._stops is None:
+            self._stops = row[1]
+        position: int = row[0]
+        return position
 
     def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
         """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""
         blank = {ref.id: ref.kind(ref.id) for ref in refs}
-        versions = [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()]
-        rows = connection.execute(sql.LOAD_AGGREGATES, (list(blank), versions), prepare=True, binary=True).fetchall()
+        wanted = {
+            "ids": list(blank),
+            "class_versions": [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()],
+        }
+        rows = connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True).fetchall()
         for originator_id, history in groupby(rows, key=lambda row: row[0]):
             try:
                 self._replay(blank[originator_id], history)
@@ -290,7 +319,11 @@ class LedgerWriter:
 
     def _lock(self, connection: Connection) -> tuple[int, datetime]:
         """Take the head, and follow what other writers appended since this one last held it. Returns the head's
-        position and the batch's time."""
+        position and the batch's time.
+
+        Raises:
+            InvariantViolated: a check of the tables stopped the writers since this one began.
+        """
         with connection.pipeline():
             connection.execute("BEGIN")
             head = connection.execute(sql.LOCK_HEAD, prepare=True)
@@ -298,7 +331,9 @@ class LedgerWriter:
         head_row, clock_row = head.fetchone(), clock.fetchone()
         assert head_row is not None
         assert clock_row is not None
-        position, recorded_at = head_row
+        position, recorded_at, stops = head_row
+        if stops != self._stops:
+            raise InvariantViolated("a check of the tables found the books wrong; the table ledger_stops says where")
         if position > self._seen_position:
             self._follow(connection, position)
         now = clock_row[0] if self._clock is None else self._clock()

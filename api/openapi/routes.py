@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.openapi import books, inference
+from api.openapi import books, inference, machines
 from api.openapi.shapes import Json, full, nullable, text, thing
 
 router = APIRouter(include_in_schema=False)
@@ -29,13 +29,16 @@ def document() -> Json:
             "description": "Private inference on other people's machines, in the dialects of OpenAI and Anthropic.",
         },
         "security": [{"bearer": []}, {"header": []}],
-        "paths": inference.PATHS | books.PATHS,
+        "paths": inference.PATHS | books.PATHS | machines.PATHS,
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
             },
-            "schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR} | inference.SCHEMAS | books.SCHEMAS,
+            "schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
+            | inference.SCHEMAS
+            | books.SCHEMAS
+            | machines.SCHEMAS,
         },
     }
 

@@ -7,7 +7,7 @@ balances, open holds and requests, positions. So tests, the doctor and the runni
 
 from domain.invariants.batch import BatchCheck
 from domain.invariants.catalogue import INVARIANTS, Invariant, Violation
-from domain.invariants.log import LogCheck, Logged
+from domain.invariants.log import LogCheck, Logged, WalletFold
 from domain.invariants.totals import EarningTotals, JournalTotals, UsageTotals
 from domain.invariants.transaction import TransactionCheck
 
@@ -22,4 +22,5 @@ __all__ = [
     "TransactionCheck",
     "UsageTotals",
     "Violation",
+    "WalletFold",
 ]

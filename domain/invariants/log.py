@@ -35,13 +35,17 @@ WalletEvent = PromotionalCreditGranted | EarningCredited | WalletAdjusted | Hold
 
 
 class WalletFold:
-    """A wallet as its events tell it, without the aggregate's own code."""
+    """A wallet as its events tell it, without the aggregate's own code.
 
-    __slots__ = ("buckets", "held", "version")
+    ``move`` is for who knows which holds are open; ``follow`` keeps them here, for who reads one wallet alone.
+    """
+
+    __slots__ = ("buckets", "held", "holds", "version")
 
     def __init__(self) -> None:
         self.buckets = dict.fromkeys(BUCKETS, 0)
         self.held = 0
+        self.holds: dict[str, int] = {}
         self.version = 0
 
     @property
@@ -64,10 +68,22 @@ class WalletFold:
         elif isinstance(event, EarningCredited):
             self.buckets[EARNING_BUCKETS.get(event.kind, "reward")] += event.amount
         elif isinstance(event, WalletAdjusted):
-            self.buckets[event.bucket] += event.amount
+            self.buckets[event.bucket] = self.buckets.get(event.bucket, 0) + event.amount
         elif isinstance(event, HoldCaptured):
             for bucket in BUCKETS:
                 self.buckets[bucket] -= getattr(event.split, bucket)
+
+    def follow(self, event: DomainEvent) -> None:
+        """Take the wallet's next event, holds included. Other events are no news."""
+        if not isinstance(event, WalletEvent):
+            return
+        self.version = event.originator_version
+        self.move(event)
+        if isinstance(event, HoldPlaced):
+            self.holds[event.hold_id] = event.amount
+            self.held += event.amount
+        elif isinstance(event, HoldCaptured | HoldReleased):
+            self.held -= self.holds.pop(event.hold_id, 0)
 
 
 class LogCheck:

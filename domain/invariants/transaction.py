@@ -45,7 +45,6 @@ WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
     {
         AccountOpened,
         AdjustmentProposed,
-        AdjustmentApproved,
         AdjustmentRejected,
         PeriodLocked,
         PeriodClosed,
@@ -84,6 +83,7 @@ class TransactionCheck:
             JobCompleted: self._read_completion,
             RequestSettled: self._read_end,
             RequestReleased: self._read_end,
+            AdjustmentApproved: self._read_approval,
         }
         self._forget()
 
@@ -102,6 +102,8 @@ class TransactionCheck:
         self._ends: dict[str, RequestSettled | RequestReleased] = {}
         self._entries: dict[str, JournalEntryPosted] = {}
         self._earned: dict[str, EarningCredited] = {}
+        self._adjusted: dict[str, WalletAdjusted] = {}
+        self._approved: dict[str, AdjustmentApproved] = {}
 
     def _say(self, invariant: int, subject: str, what: str) -> None:
         self._report(Violation(invariant, self._position, subject, what))
@@ -137,9 +139,19 @@ class TransactionCheck:
             self._earned[event.reference] = event
 
     def _read_adjustment(self, event: WalletAdjusted) -> None:
+        code = BUCKET_CODES.get(event.bucket)
+        if code is None:
+            self._say(4, event.account_id, f"a bucket {event.bucket!r} has no account in the journal")
+            return
         if event.amount == 0 or event.approved_by in ("", event.proposed_by):
-            self._say(4, event.account_id, "an adjustment moves nothing, or one person alone made it")
-        self._move(BUCKET_CODES[event.bucket], event.account_id, event.amount)
+            self._say(4, event.reference, "an adjustment moves nothing, or one person alone made it")
+        if event.reference in self._adjusted:
+            self._say(4, event.reference, "an adjustment moves money twice")
+        self._adjusted[event.reference] = event
+        self._move(code, event.account_id, event.amount)
+
+    def _read_approval(self, event: AdjustmentApproved) -> None:
+        self._approved[event.adjustment_id] = event
 
     def _read_hold(self, event: HoldPlaced) -> None:
         if event.amount < 0:
@@ -226,6 +238,7 @@ class TransactionCheck:
                 self._say(5, request_id, "a released request left its hold")
             elif admission is not None and resolved.released != admission.reserved:
                 self._say(5, request_id, "a released request did not return its whole hold")
+        self._close_adjustments()
         self._close_leftovers()
         self._forget()
 
@@ -311,6 +324,19 @@ class TransactionCheck:
         ):
             self._say(6, settled.job_id, "the journal entry of a settlement does not say what the settlement says")
 
+    def _close_adjustments(self) -> None:
+        for adjustment_id, adjusted in self._adjusted.items():
+            entry = self._entries.pop(f"adjust:{adjustment_id}", None)
+            approved = self._approved.pop(adjustment_id, None)
+            if entry is None:
+                self._say(4, adjustment_id, "an adjustment has no journal entry")
+            elif approved is None or approved.entry_id != entry.originator_id:
+                self._say(4, adjustment_id, "an adjustment and its approval name different journal entries")
+            elif adjusted.account_id not in {line.sub_account for line in entry.postings}:
+                self._say(4, adjustment_id, "the journal entry of an adjustment is about another account")
+        for adjustment_id in self._approved:
+            self._say(4, adjustment_id, "an adjustment was approved and moved no money")
+
     def _close_leftovers(self) -> None:
         for hold_id in self._resolved:
             self._say(5, hold_id, "a hold was resolved though no request ended")
@@ -321,6 +347,8 @@ class TransactionCheck:
         for key in self._entries:
             if key.startswith("settle:"):
                 self._say(6, key, "a settlement was posted though no request was settled")
+            elif key.startswith("adjust:"):
+                self._say(4, key, "an adjustment was posted though no wallet was adjusted")
 
 
 def _holds_nothing(admission: RequestAdmitted | None) -> bool:

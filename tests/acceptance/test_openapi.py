@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 import subprocess
 import sys
@@ -22,7 +21,14 @@ from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
 METHODS = ("get", "post", "put", "patch", "delete")
-NOT_FOR_CLIENTS = ("/internal/", "/openapi.json", "/readyz", "/ws/provider", "/v1/admin/", "/v1/transparency/")
+NOT_FOR_CLIENTS = (
+    "/internal/",
+    "/openapi.json",
+    "/readyz",
+    "/v1/admin/",
+    "/v1/transparency/",
+    "/ws/provider",
+)
 """Of operators, machines and auditors, whose pages of the documentation describe them."""
 
 
@@ -93,7 +99,6 @@ def test_the_document_is_served_to_everybody(up: Coordinator) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{up.url}/openapi.json", "--checks", "all"]

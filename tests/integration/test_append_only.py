@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from adapters.postgres import credentials, migrate, roles, sql
@@ -32,9 +30,10 @@ from tests.support.ledger_machines import job
 from tests.support.ledger_tables import assert_books_are_sound, log_of
 from tests.support.ledger_waiting import Connection
 from tests.support.ledger_writers import running
+from tests.support.owned import Owned
 from tests.support.tampering import past_the_guard
 
-pytest_plugins = ["tests.support.ledger_fixtures"]
+pytest_plugins = ["tests.support.ledger_fixtures", "tests.support.role_fixtures"]
 
 CHANGES = (
     "UPDATE events SET state = state",
@@ -70,24 +69,7 @@ def test_a_later_table_becomes_append_only_with_one_statement(database: str) -> 
 # --- roles -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def owned(postgres_server: str, database: str) -> Generator[tuple[str, str, str], None, None]:
-    """A database and the URLs that an application's and an auditor's role have for it, with their grants."""
-    names = [f"darkbloom_test_{kind}_{secrets.token_hex(4)}" for kind in ("app", "auditor")]
-    with psycopg.connect(postgres_server, autocommit=True) as admin:
-        for name in names:
-            admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 'password'").format(Identifier(name)))
-        roles.grant(database, application=names[0], auditor=names[1])
-        urls = [make_conninfo(database, user=name, password="password") for name in names]
-        yield database, urls[0], urls[1]
-        with psycopg.connect(database, autocommit=True) as inside:
-            for name in names:
-                inside.execute(SQL("DROP OWNED BY {}").format(Identifier(name)))
-        for name in names:
-            admin.execute(SQL("DROP ROLE {}").format(Identifier(name)))
-
-
-def test_a_coordinator_does_all_its_work_as_the_application_role(owned: tuple[str, str, str]) -> None:
+def test_a_coordinator_does_all_its_work_as_the_application_role(owned: Owned) -> None:
     owner, application, _ = owned
     migrate.require_current(application)
     with running(application) as writer:
@@ -152,7 +134,7 @@ def _schedule(url: str, gateway_id: UUID, session_id: str) -> None:
         "UPDATE alembic_version SET version_num = '0000'",
     ],
 )
-def test_the_application_role_cannot_touch_the_log_nor_its_guard(owned: tuple[str, str, str], change: str) -> None:
+def test_the_application_role_cannot_touch_the_log_nor_its_guard(owned: Owned, change: str) -> None:
     _, application, _ = owned
     with running(application) as writer:
         writer.execute(grant("ada", 1))
@@ -166,7 +148,7 @@ def tables_of(url: str) -> Sequence[str]:
         return [row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
 
 
-def test_an_auditor_reads_every_table_and_the_doctor_works_for_it(owned: tuple[str, str, str]) -> None:
+def test_an_auditor_reads_every_table_and_the_doctor_works_for_it(owned: Owned) -> None:
     _, application, auditor = owned
     with running(application) as writer:
         run_day(writer)
@@ -179,7 +161,7 @@ def test_an_auditor_reads_every_table_and_the_doctor_works_for_it(owned: tuple[s
         assert examine(connection).healthy
 
 
-def test_an_auditor_writes_nothing(owned: tuple[str, str, str]) -> None:
+def test_an_auditor_writes_nothing(owned: Owned) -> None:
     _, application, auditor = owned
     with running(application) as writer:
         run_day(writer)
@@ -196,7 +178,7 @@ def test_an_auditor_writes_nothing(owned: tuple[str, str, str]) -> None:
             connection.execute("CREATE TABLE mine (id int)")
 
 
-def test_an_auditor_sees_whose_keys_there_are_and_no_hash_of_any(owned: tuple[str, str, str]) -> None:
+def test_an_auditor_sees_whose_keys_there_are_and_no_hash_of_any(owned: Owned) -> None:
     _, application, auditor = owned
     with psycopg.connect(application, autocommit=True) as connection:
         key = credentials.create_api_key(connection, "ada", "laptop")
@@ -229,7 +211,7 @@ def test_no_column_that_holds_a_hash_of_a_secret_or_sealed_content_is_forgotten(
 
 
 def test_grants_follow_tables_that_come_later_and_are_given_as_often_as_one_likes(
-    owned: tuple[str, str, str],
+    owned: Owned,
 ) -> None:
     owner, application, _ = owned
     name = psycopg.conninfo.conninfo_to_dict(application)["user"]
@@ -257,7 +239,7 @@ def test_a_role_that_cannot_be_bound_is_refused_in_one_line(database: str, optio
     assert says in result.output
 
 
-def test_the_owner_of_the_tables_is_no_application_role(database: str, owned: tuple[str, str, str]) -> None:
+def test_the_owner_of_the_tables_is_no_application_role(database: str, owned: Owned) -> None:
     name = str(psycopg.conninfo.conninfo_to_dict(owned[1])["user"])
     with psycopg.connect(database, autocommit=True) as inside:
         inside.execute(SQL("ALTER TABLE events OWNER TO {}").format(Identifier(name)))

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from adapters.postgres import writer as writer_module
 from api.cli import main
+from domain.eventsourced import Aggregate
 from domain.invariants import INVARIANTS, BatchCheck
 from projections import doctor as doctor_module
 from projections.doctor import Diagnosis, Finding, examine
 from projections.earnings import Earnings
 from projections.journal import JournalLines
 from projections.runner import ProjectionRunner
+from projections.snapshot_check import SNAPSHOTTED
 from tests.support.broken_builds import IN_THE_LOG, IN_THE_READ_MODELS, Breakage
 from tests.support.busy_day import run_day
 from tests.support.ledger_waiting import Connection
@@ -26,6 +29,11 @@ from tests.support.tampering import past_the_guard
 pytest_plugins = ["tests.support.ledger_fixtures"]
 
 NOT_APPLICABLE = {8, 9, 10, 11, 13, 15}
+
+
+@pytest.fixture(autouse=True)
+def _many_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "SNAPSHOT_EVENTS", 20)
 
 
 def do_business(ledger: str, *, seed: int = 1, rounds: int = 40) -> None:
@@ -170,6 +178,14 @@ TAMPERING: dict[str, tuple[str, int]] = {
     "an open request is gone": ("DELETE FROM open_requests", 12),
     "an earning is another": ("UPDATE provider_earnings SET amount_micro_usd = 1", 12),
     "a journal line is gone": ("DELETE FROM journal_lines WHERE line = 0", 12),
+    "a snapshot says something else": (
+        "UPDATE snapshots SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"promotional\":', "
+        "'\"promotional\":1'), 'UTF8') WHERE state LIKE '%promotional%'::bytea",
+        12,
+    ),
+    "a snapshot is of another version": ("UPDATE snapshots SET originator_version = originator_version - 1", 12),
+    "a snapshot is ahead of the log": ("UPDATE snapshots SET originator_version = originator_version + 1000", 12),
+    "a snapshot is of nobody": ("INSERT INTO snapshots VALUES (gen_random_uuid(), 1, 1, '{}')", 12),
 }
 
 
@@ -182,6 +198,17 @@ def test_the_doctor_finds_that(ledger: str, look: Connection, what: str) -> None
 
     found = violated(examine(look))
     assert number in found
+
+
+def test_a_snapshot_of_another_form_is_no_business_of_this_release(ledger: str, look: Connection) -> None:
+    do_business(ledger)
+    assert look.execute("UPDATE snapshots SET class_version = 0, state = '{}'").rowcount > 0
+    assert examine(look).healthy
+
+
+def test_every_aggregate_that_gets_snapshots_has_them_compared() -> None:
+    kinds = [kind for kind in Aggregate.__subclasses__() if kind.__module__.startswith("domain.")]
+    assert {kind.KIND for kind in kinds if kind.SNAPSHOT_VERSION} == SNAPSHOTTED.keys()
 
 
 def test_the_first_of_many_violations_is_named_with_its_position(ledger: str, look: Connection) -> None:

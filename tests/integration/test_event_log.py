@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
@@ -19,7 +20,10 @@ from domain.events import UnknownEvent, UnreadableEvent
 from domain.eventsourced import Actor
 from domain.key_budgets import KeyLimit
 from domain.ledger import CloseSession, OpenAccount, OpenSession
+from domain.machines import MachineRegistered, ProviderMachine
 from domain.requests import JobFailure, job_id_of
+from projections.doctor import examine
+from tests.support.event_fixtures import FOLDER
 from tests.support.ledger_commands import (
     FIRST_ADMIN,
     GATEWAY,
@@ -225,3 +229,35 @@ def test_ids_follow_from_business_keys_and_never_change(writer: LedgerWriter, lo
         uuid5(UUID("6f3f2f0e-5f0c-5b1a-9d3a-0a54d7a7f2b4"), "Wallet:acct_fixed"),
         uuid5(UUID("6f3f2f0e-5f0c-5b1a-9d3a-0a54d7a7f2b4"), "JournalEntry:credit:ref_fixed"),
     ]
+
+
+def test_a_log_that_an_older_build_wrote_is_gone_on_with(writer: LedgerWriter, look: Connection) -> None:
+    # Given a machine whose first event was stored as version 1
+    machine = ProviderMachine.id_of("machine-id")
+    state = (FOLDER / MachineRegistered.TOPIC / "v1.json").read_bytes()
+    state = state.replace(b"00000000-0000-0000-0000-000000001234", str(machine).encode())
+    with look.transaction():
+        look.execute(
+            "INSERT INTO events SELECT 1, %s, 1, %s, recorded_at, %s FROM ledger_head",
+            (machine, MachineRegistered.TOPIC, state),
+        )
+        look.execute("UPDATE ledger_head SET position = 1")
+    # When it comes back as it was, and then with other models
+    facts: dict[str, Any] = {
+        "machine_id": "machine-id",
+        "gateway_id": "gateway",
+        "provider_key": "provider-key",
+        "hardware": {"chip_name": "Apple M4 Max", "memory_gb": 64},
+    }
+    writer.execute(OpenSession(**facts, session_id="one", models=("a/model", "b/model")))
+    writer.execute(OpenSession(**facts, session_id="two", models=("a/model",)))
+    # Then only the change is recorded, in the shape of today, and the old bytes stand as they were.
+    log = log_of(look)
+    assert [(event.name, event.payload["schema_version"], event.version) for event in log] == [
+        ("MachineRegistered", 1, 1),
+        ("ProviderSessionOpened", 1, 2),
+        ("MachineRegistered", 2, 3),
+        ("ProviderSessionOpened", 1, 4),
+    ]
+    assert look.execute("SELECT state FROM events WHERE position = 1").fetchone() == (state,)
+    assert examine(look).healthy

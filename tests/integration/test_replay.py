@@ -25,9 +25,11 @@ from projections.page import EventNotReadable
 from projections.registry import INLINE, LAGGING, READ_MODELS, UnknownProjection, lagging, replaying
 from projections.runner import ProjectionRunner
 from projections.usage_totals import network_usage
-from tests.support.ledger_commands import account, grant
+from tests.support.broken_builds import stores_another_amount
+from tests.support.ledger_commands import account, admit, grant
 from tests.support.ledger_tables import head_of, log_of, wallets
 from tests.support.ledger_waiting import Connection, in_thread
+from tests.support.ledger_writers import running
 from tests.support.random_business import do_business
 from tests.support.tampering import past_the_guard
 
@@ -254,6 +256,18 @@ def test_a_change_in_any_table_is_found(kept: str, look: Connection, table: str)
 
     assert found.keys() == {table}
     assert column[0] in str(found[table])
+
+
+def test_a_build_that_stores_something_else_than_it_decided_is_found(
+    ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores_another_amount(monkeypatch)
+    with running(ledger) as writer:
+        consumer = account()
+        writer.execute(grant(consumer, 1_000))
+        writer.execute(admit(consumer, 99))
+    catch_up(ledger)
+    assert "held_micro_usd=99" in str(differing(replay_and_compare(ledger))["wallet_balances"])
 
 
 def test_a_row_that_was_deleted_is_missing(kept: str, look: Connection) -> None:

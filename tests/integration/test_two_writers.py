@@ -34,15 +34,17 @@ def test_two_writers_in_two_threads_admit_exactly_what_the_balance_pays_for(ledg
         writer.execute(grant(hot, 50 * 100 + 99))
 
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: spend(ledger, hot, 100, 60), range(2))
+        one, other = pool.map(lambda _: spend(ledger, hot, 100, 64), range(2))
 
-    assert one + other == Counter(admitted=50, InsufficientFunds=70)
+    assert one + other == Counter(admitted=50, InsufficientFunds=78)
     assert balance_of(look, hot) == 99
     assert len(open_requests(look)) == 50
     assert_books_are_sound(look)
 
 
-def test_three_processes_admit_exactly_what_the_balance_pays_for(ledger: str, look: Connection) -> None:
+def test_eight_threads_in_each_of_three_processes_admit_exactly_what_the_balance_pays_for(
+    ledger: str, look: Connection
+) -> None:
     hot = account("hot")
     with running(ledger) as writer:
         writer.execute(grant(hot, 80 * 100))

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from domain.accounts import AccountOpened
+from domain.adjustments import AdjustmentApproved, AdjustmentProposed, AdjustmentRejected
 from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
+from domain.periods import PeriodClosed, PeriodLocked
 from domain.requests import (
     JobCompleted,
     JobDispatched,
@@ -22,7 +24,14 @@ from domain.requests import (
     RequestSettled,
     UsageClaimClamped,
 )
-from domain.wallet import EarningCredited, HoldCaptured, HoldPlaced, HoldReleased, PromotionalCreditGranted
+from domain.wallet import (
+    EarningCredited,
+    HoldCaptured,
+    HoldPlaced,
+    HoldReleased,
+    PromotionalCreditGranted,
+    WalletAdjusted,
+)
 
 SPENDING_ORDER = ("promotional", "purchased", "reward", "referral", "provider")
 CREDIT_BUCKETS = ("promotional", "purchased")
@@ -36,6 +45,11 @@ WITHOUT_MONEY = (
     MachineLinked,
     ProviderSessionOpened,
     ProviderSessionClosed,
+    AdjustmentProposed,
+    AdjustmentApproved,
+    AdjustmentRejected,
+    PeriodLocked,
+    PeriodClosed,
 )
 
 
@@ -74,6 +88,9 @@ class Auditor:
                 self._move(event.account_id, "promotional", event.amount)
             case EarningCredited():
                 self._read_earning(event)
+            case WalletAdjusted():
+                assert event.approved_by != event.proposed_by, "an adjustment needs two people"
+                self._move(event.account_id, event.bucket, event.amount)
             case HoldPlaced():
                 self._read_hold(event)
             case HoldCaptured():

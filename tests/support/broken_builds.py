@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from adapters.postgres.unit import AggregateCache, BatchUnit
 from domain import events, journal, ledger
+from domain.adjusting import ApproveAdjustment
+from domain.adjustments import AdjustmentApproved
 from domain.eventsourced import Aggregate, DomainEvent, Written
 from domain.journal import JournalEntry, JournalEntryPosted
 from domain.ledger import Admit, GrantCredit, Release, Settle
@@ -24,6 +27,7 @@ from domain.wallet import (
     PromotionalCreditGranted,
     Split,
     Wallet,
+    WalletAdjusted,
 )
 from projections import open_requests
 from projections.balances import Balances
@@ -34,6 +38,8 @@ from projections.page import Page
 from projections.usage import UsageEntries
 
 Breakage = Callable[[pytest.MonkeyPatch], None]
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def forgets_every_bound(patch: pytest.MonkeyPatch) -> None:
@@ -218,6 +224,16 @@ def posts_an_entry_under_any_id(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ledger, "_post", elsewhere)
 
 
+def turns_the_clock_back(patch: pytest.MonkeyPatch) -> None:
+    """14: each transaction is recorded before the one before it."""
+    begin = BatchUnit.__init__
+
+    def begin_earlier(self: BatchUnit, cache: AggregateCache, now: datetime) -> None:
+        begin(self, cache, NOON + (NOON - now))
+
+    patch.setattr(BatchUnit, "__init__", begin_earlier)
+
+
 def forgets_usage(patch: pytest.MonkeyPatch) -> None:
     """12: settlements are not listed as usage."""
     patch.setattr(UsageEntries, "statements", lambda self, written: ())
@@ -302,6 +318,20 @@ IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
     (records(Settle, EarningCredited, _never, "never_pays_the_provider"), 6),
     (records(Settle, JobCompleted, _more("completion_tokens"), "charges_other_usage_than_completed"), 6),
     (charges_beyond_the_hold, 7),
+    (turns_the_clock_back, 14),
+    (records(ApproveAdjustment, WalletAdjusted, _more("amount"), "adjusts_more_than_it_posts"), 4),
+    (records(ApproveAdjustment, WalletAdjusted, _never, "posts_an_adjustment_and_moves_nothing"), 4),
+    (records(ApproveAdjustment, JournalEntryPosted, _never, "adjusts_without_an_entry"), 4),
+    (records(ApproveAdjustment, AdjustmentApproved, _never, "adjusts_without_approval"), 4),
+    (
+        records(
+            ApproveAdjustment,
+            WalletAdjusted,
+            lambda proposed_by, **_: {"approved_by": proposed_by},
+            "lets_one_admin_adjust_alone",
+        ),
+        4,
+    ),
 )
 """Builds that write a wrong log, each with the invariant that it breaks."""
 

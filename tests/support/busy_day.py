@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -10,10 +10,11 @@ from uuid import UUID
 import msgspec
 
 from adapters.postgres.writer import LedgerWriter
+from domain.adjusting import ApproveAdjustment, RejectAdjustment
 from domain.errors import DarkbloomError
 from domain.ledger import CloseSession, Command, OpenAccount, OpenSession
 from domain.requests import JobFailure, job_id_of
-from tests.support.ledger_commands import PROVIDER_ID, admit, dispatch, grant, release, settle
+from tests.support.ledger_commands import PROVIDER_ID, SECOND_ADMIN, admit, dispatch, grant, propose, release, settle
 
 CONSUMERS = ("ada", "ben", "cyd")
 MACHINES = (("a1" * 32, "dan"), ("b2" * 32, "eve"), ("c3" * 32, ""))
@@ -48,10 +49,36 @@ def commands_of(seed: int, rounds: int) -> Generator[Command[Any], None, None]:
             yield release(consumer, request, random.choice(("failed", "cancelled", "expired")))
         if random.random() < 0.1:
             yield grant(consumer, random.randrange(1, 2_000), f"{seed}-{number}")
+    for number in range(6):
+        yield from _adjusting(Random(f"{seed}-{number}"))
     machine, _ = MACHINES[0]
     yield CloseSession(
         machine_id=machine, session_id=f"{seed}-{machine}", requests_served=1, tokens_generated=60, reason="bye"
     )
+
+
+def _adjusting(random: Random) -> Iterator[Command[Any]]:
+    """One admin proposes, and mostly another one approves; some are rejected, wait, or would take too much."""
+    amount = random.choice((-300, -1, 1, 700))
+    proposal = propose(
+        random.choice((*CONSUMERS, "dan")),
+        amount,
+        adjustment_id=UUID(int=random.getrandbits(128), version=4),
+        bucket=random.choice(("promotional", "promotional", "provider")),
+    )
+    yield proposal
+    fate = random.random()
+    if fate < 0.7:
+        approval = ApproveAdjustment(
+            actor=SECOND_ADMIN,
+            correlation_id=str(proposal.adjustment_id),
+            adjustment_id=proposal.adjustment_id,
+        )
+        yield from (approval,) * random.choice((1, 2))
+    elif fate < 0.85:
+        yield RejectAdjustment(
+            actor=SECOND_ADMIN, correlation_id=str(proposal.adjustment_id), adjustment_id=proposal.adjustment_id
+        )
 
 
 def _opening(machine: str, owner: str, session: str) -> OpenSession:

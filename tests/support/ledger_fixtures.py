@@ -37,7 +37,7 @@ def ledger(shared_ledger: str) -> str:
             ).fetchall()
             for (table,) in tables:
                 connection.execute(f"DELETE FROM {table}")
-            connection.execute("UPDATE ledger_head SET position = 0, recorded_at = '2020-01-01T00:00:00Z'")
+            connection.execute("UPDATE ledger_head SET position = 0, recorded_at = '2020-01-01T00:00:00Z', stops = 0")
     return shared_ledger
 
 

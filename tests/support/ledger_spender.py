@@ -16,7 +16,7 @@ from domain.errors import DarkbloomError
 from tests.support.ledger_commands import admit
 from tests.support.ledger_writers import running
 
-THREADS = 4
+THREADS = 8
 
 
 def spend(url: str, account_id: str, amount: int, tries: int) -> Counter[str]:

@@ -24,7 +24,7 @@ AT_A_TIME = 60
 
 def do_business(writer: LedgerWriter, operations: int, seed: int) -> None:
     """Run so many random commands; refusals count as well."""
-    asyncio.run(_run(writer, _commands(Random(seed)), operations))
+    asyncio.run(_run(writer, random_commands(Random(seed)), operations))
 
 
 async def _run(writer: LedgerWriter, commands: Iterator[Any], operations: int) -> None:
@@ -35,7 +35,7 @@ async def _run(writer: LedgerWriter, commands: Iterator[Any], operations: int) -
                 raise outcome
 
 
-def _commands(random: Random) -> Iterator[Any]:
+def random_commands(random: Random) -> Iterator[Any]:
     admitted: list[tuple[str, UUID]] = []
     attempts: dict[UUID, int] = {}
     done: list[Any] = []

@@ -1,0 +1,206 @@
+"""The crash campaign: ``make chaos-ledger SEED=1 ROUNDS=200``.
+
+Each round lets a process do random business on one ledger and takes something away from it: its life, at a point in its
+write path; its server, which is stopped without a checkpoint; or its connection, at a commit. Afterwards every command
+that was acknowledged is in the log exactly once, every batch is there as a whole or not at all, and the doctor finds
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import psycopg
+
+from adapters.postgres import migrate
+from adapters.postgres.embedded import EmbeddedPostgres
+from projections.doctor import examine
+from tests.chaos.faulty_writer import POINTS
+from tests.support.ledger_proxy import Cut, PostgresProxy
+from tests.support.ledger_waiting import Connection, until
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMMANDS = 400
+"""Of one round; most rounds end before."""
+
+EVENTS_BY_COMMAND = """
+SELECT convert_from(state, 'UTF8')::jsonb ->> 'correlation_id', count(*) FROM events WHERE position > %s GROUP BY 1
+"""
+OTHER_SESSIONS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+class Outcome(NamedTuple):
+    """What a round came to. ``findings`` are sentences; a sound round has none."""
+
+    what: str
+    acknowledged: int
+    events: int
+    findings: Sequence[str]
+
+
+class Round:
+    """One process on a ledger, and what it left in a folder of its own."""
+
+    def __init__(self, url: str, seed: str, *, writer: str = "FaultyWriter", count: int = COMMANDS) -> None:
+        self._seed = seed
+        self._writer = writer
+        self._count = count
+        self._folder = tempfile.TemporaryDirectory()
+        with psycopg.connect(url, autocommit=True) as look:
+            self._begins_after = _head(look)
+
+    def start(self, url: str, point: str = "never", occurrence: int = 1) -> subprocess.Popen[bytes]:
+        arguments = (url, self._folder.name, self._seed, self._writer, point, str(occurrence), str(self._count))
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.worker", *arguments],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def acknowledged(self) -> list[str]:
+        return self._lines("acknowledged")
+
+    def judge(self, url: str, what: str) -> Outcome:
+        """Compare what was promised with what is there. The process must have ended."""
+        with psycopg.connect(url, autocommit=True) as look:
+            # The server may still be working on what the process sent with its last breath.
+            until(lambda: look.execute(OTHER_SESSIONS).fetchone() == (0,), "the sessions of the dead process ended")
+            found: dict[str, int] = dict(look.execute(EVENTS_BY_COMMAND, (self._begins_after,)).fetchall())
+            events = _head(look) - self._begins_after
+            diagnosis = examine(look)
+        findings = [f"the doctor: {finding.first}" for finding in diagnosis.findings if finding.first is not None]
+        intents = [line.split() for line in self._lines("intents") if line]
+        expected = {command: int(count) for _, command, count in intents}
+        for command, count in found.items():
+            if expected.get(command) != count:
+                findings.append(f"{command} recorded {expected.get(command)} events, and {count} are in the log")
+        for command, times in Counter(self.acknowledged()).items():
+            if times != 1 or found.get(command, 0) != expected.get(command):
+                findings.append(f"{command} was acknowledged, and {found.get(command, 0)} of its events are in the log")
+        batches: dict[str, set[bool]] = {}
+        for batch, command, count in intents:
+            if int(count):
+                batches.setdefault(batch, set()).add(command in found)
+        findings += [f"batch {batch} is half in the log" for batch, there in batches.items() if len(there) > 1]
+        return Outcome(what, len(self.acknowledged()), events, findings)
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _lines(self, name: str) -> list[str]:
+        file = Path(self._folder.name) / name
+        # A line that the kill cut off was never said.
+        return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+def kill_at(url: str, seed: str, point: str, occurrence: int, writer: str = "FaultyWriter") -> Outcome:
+    """A process that ends itself at a point of its write path."""
+    one = Round(url, seed, writer=writer)
+    try:
+        with one.start(url, point, occurrence) as process:
+            process.wait(120)
+        assert process.returncode in (0, -signal.SIGKILL), f"the worker failed with {process.returncode}"
+        return one.judge(url, f"{point}, time {occurrence}{'' if process.returncode else ', never reached'}")
+    finally:
+        one.close()
+
+
+def cut_connections(url: str, seed: str, random: Random) -> Outcome:
+    """A process whose connection breaks at commits: the outcome is unknown until it has looked."""
+    one = Round(url, seed, count=1_000_000)
+    cuts = [random.choice(list(Cut)) for _ in range(4)]
+    try:
+        with PostgresProxy(url) as proxy, one.start(proxy.url) as process:
+            for cut in cuts:
+                seen = len(one.acknowledged())
+                until(lambda seen=seen: len(one.acknowledged()) > seen, "it works")  # type: ignore[misc]
+                proxy.cut_at_next_commit(cut)
+                assert proxy.has_cut.wait(30)
+            seen = len(one.acknowledged())
+            until(lambda: len(one.acknowledged()) > seen, "it works after the last cut")
+            process.communicate(timeout=60)
+        return one.judge(url, f"cuts: {', '.join(cut.name for cut in cuts)}")
+    finally:
+        one.close()
+
+
+def stop_server(server: EmbeddedPostgres, data_dir: Path, seed: str) -> tuple[EmbeddedPostgres, Outcome]:
+    """A server that is stopped like ``pg_ctl stop -m immediate`` under load, and started again."""
+    one = Round(server.dsn, seed, count=1_000_000)
+    try:
+        with one.start(server.dsn) as process:
+            until(lambda: len(one.acknowledged()) > 50, "it works")
+            postmaster = int((data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+            os.kill(postmaster, signal.SIGQUIT)
+            server.stop()
+            process.kill()
+        server = EmbeddedPostgres.start(data_dir)
+        return server, one.judge(server.dsn, "immediate stop of the server")
+    finally:
+        one.close()
+
+
+def campaign(seed: int, rounds: int, data_dir: Path) -> list[Outcome]:
+    """So many rounds on one embedded server and one log. The points of the write path come in turn, shuffled."""
+    random = Random(seed)
+    outcomes: list[Outcome] = []
+    points: list[str] = []
+    server = EmbeddedPostgres.start(data_dir)
+    try:
+        migrate.upgrade(server.dsn)
+        for number in range(rounds):
+            name = f"{seed}.{number}"
+            if number % 10 == 8:
+                outcome = cut_connections(server.dsn, name, random)
+            elif number % 10 == 9:
+                server, outcome = stop_server(server, data_dir, name)
+            else:
+                points = points or random.sample(POINTS, len(POINTS))
+                outcome = kill_at(server.dsn, name, points.pop(), random.randrange(1, 25))
+            outcomes.append(outcome)
+            print(
+                f"round {number + 1}: {outcome.what}: {outcome.acknowledged} acknowledged, {outcome.events} events",
+                *outcome.findings,
+                sep="\n    ",
+                flush=True,
+            )
+    finally:
+        server.stop()
+    return outcomes
+
+
+def main() -> None:
+    seed = int(os.environ.get("SEED") or secrets.randbits(32))
+    rounds = int(os.environ.get("ROUNDS") or 40)
+    print(f"seed {seed}, {rounds} rounds", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = campaign(seed, rounds, Path(folder) / "data")
+    findings = sum(len(outcome.findings) for outcome in outcomes)
+    acknowledged = sum(outcome.acknowledged for outcome in outcomes)
+    events = sum(outcome.events for outcome in outcomes)
+    print(f"seed {seed}: {rounds} rounds, {acknowledged} acknowledged commands, {events} events, {findings} findings")
+    sys.exit(1 if findings else 0)
+
+
+def _head(look: Connection) -> int:
+    row = look.execute("SELECT position FROM ledger_head").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+if __name__ == "__main__":
+    main()
