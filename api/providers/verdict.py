@@ -105,6 +105,7 @@ def _model(model: ModelStanding, record: MachineRecord) -> dict[str, Any]:
         "routable": not model.reasons,
         "reasons": [reason_json(reason) for reason in model.reasons],
         "requests_in_flight": model.load.requests_model,
+        "size_gb": round(model.size_gb, 2) or None,
         "last_asked_at": _when(asked_at) if asked_at else None,
         "cost_ms": cost_json(model.cost),
     }
