@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,9 +12,9 @@ from click.testing import CliRunner, Result
 from adapters.postgres.pool import make_async_pool
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from api.cli import main
-from domain.routing import Cost, Reason, Snapshot
+from domain.routing import Cost, Reason
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import lease, machine
+from tests.support.ledger_machines import connected, lease
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -26,13 +25,6 @@ async def gateway(ledger: str, look: Connection) -> AsyncGenerator[GatewayFleet,
     lease(look)
     async with make_async_pool(ledger, size_max=2) as pool:
         yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-async def connected(gateway: GatewayFleet, **facts: Any) -> Snapshot:
-    one = machine(**({"machine_id": uuid4().hex * 2, "capacity": 2} | facts))
-    await gateway.meet(one)
-    await gateway.announce(one, routable=True)
-    return one
 
 
 def run(ledger: str, *words: str, environment: str = "development") -> Result:
@@ -56,7 +48,7 @@ async def test_each_reason_has_a_line_with_what_to_do(ledger: str, gateway: Gate
 
     said = lines(run(ledger))
     assert [line.split()[0] for line in said[:3]] == ["machine", *(one.machine_id[:12] for one in (bad, good))]
-    assert [line.split()[2:5] for line in said[1:3]] == [["draining", "no", "0/2"], ["online", "yes", "0/2"]]
+    assert [line.split()[2:5] for line in said[1:3]] == [["draining", "no", "0/4"], ["online", "yes", "0/4"]]
     assert said[3:] == [
         f"{bad.machine_id[:12]} {reason}: {reason.says}; {reason.fix}"
         for reason in (Reason.DRAINING, Reason.OVERHEATED)

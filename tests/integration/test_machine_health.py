@@ -18,7 +18,7 @@ from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob
 from domain.routing import Candidate, Constraints, Demand, Health, Observation, Policy, Snapshot, choose
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import assert_counters_are_true, job, machine
+from tests.support.ledger_machines import assert_counters_are_true, connected, job, machine
 from tests.support.ledger_scheduler import SchedulerScene
 from tests.support.ledger_waiting import Connection
 
@@ -38,13 +38,6 @@ def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
 async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
     async with make_async_pool(ledger, size_max=2) as pool:
         yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-async def connected(gateway: GatewayFleet, **facts: Any) -> Snapshot:
-    one = machine(**({"machine_id": uuid4().hex * 2, "capacity": 4} | facts))
-    await gateway.meet(one)
-    await gateway.announce(one, routable=True)
-    return one
 
 
 async def fail(gateway: GatewayFleet, one: Snapshot, times: int) -> None:

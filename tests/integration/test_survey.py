@@ -12,9 +12,9 @@ import pytest
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.survey import Queue, Survey
-from domain.routing import Demand, Observation, Policy, Reason, Snapshot
+from domain.routing import Demand, Observation, Policy, Reason
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import job, lease, machine
+from tests.support.ledger_machines import connected, job, lease
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -33,13 +33,6 @@ def survey(ledger: str, look: Connection) -> Generator[Survey, None, None]:
 async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
     async with make_async_pool(ledger, size_max=2) as pool:
         yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-async def connected(gateway: GatewayFleet, **facts: object) -> Snapshot:
-    one = machine(**({"machine_id": uuid4().hex * 2, "capacity": 2} | facts))  # type: ignore[arg-type]
-    await gateway.meet(one)
-    await gateway.announce(one, routable=True)
-    return one
 
 
 async def test_machines_that_are_here_come_before_those_that_left(survey: Survey, gateway: GatewayFleet) -> None:
