@@ -36,6 +36,7 @@ from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.jobs import SchedulerJobs
 from adapters.scheduler.leases import GatewayLease
 from adapters.scheduler.scheduler import Scheduler
+from adapters.scheduler.survey import Survey
 from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
@@ -200,6 +201,13 @@ def policy_of(settings: Settings) -> Policy:
         development=settings.development,
         challenge_age_seconds_max=settings.challenge_interval_seconds + 60.0,
     )
+
+
+@contextmanager
+def fleet_survey(settings: Settings) -> Generator[Survey, None, None]:
+    """The fleet for an operator's commands, judged as the schedulers with these settings do."""
+    with database_of_command(settings) as dsn, open_pool(dsn, size_max=1) as pool:
+        yield Survey(pool, policy_of(settings), SystemRandom())
 
 
 @contextmanager

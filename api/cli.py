@@ -21,6 +21,7 @@ from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
 from api.command_line import data_dir_option, explained, settings_of
+from api.fleet_cli import fleet
 from domain.eventsourced import Actor
 from domain.keys import ROLES, SCOPES, AccountLimits, Role, Scope
 from domain.ledger import GrantCredit, OpenAccount
@@ -253,6 +254,7 @@ def demo(prompt: str, model_path: Path) -> None:
 
 
 main.add_command(audit)
+main.add_command(fleet)
 
 
 def _serve(settings: Settings, run: Callable[[Settings, bootstrap.Serve], None]) -> None:

@@ -27,11 +27,14 @@ class UsageRow(NamedTuple):
 
 
 class MachineRecord(Protocol):
-    """A machine of an account as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
+    """A machine as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
     ``asked_at`` are by model, times are Unix seconds."""
 
     @property
     def machine_id(self) -> str: ...
+
+    @property
+    def account_id(self) -> str: ...
 
     @property
     def chip(self) -> str: ...

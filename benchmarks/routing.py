@@ -8,6 +8,10 @@ numbers and slots were claimed and given back at random.
 ``cost_regret_percent`` compares the cheapest machine of the index with the cheapest of the whole fleet, as a mean over
 requests of many sizes; ``choice_regret_percent`` the chosen one with the one that a full scan chooses, which is below
 zero when the index does better. Both are the worst of all sizes of the fleet.
+
+Two yardsticks tell what the machine itself adds. ``cpu_…`` is the processor time of a decision in the scheduler's own
+thread. ``round_trip_…`` is the time of an empty statement over the same connection after each decision: when it has a
+long tail, other work takes the processors away, and the decision has that tail too.
 """
 
 from __future__ import annotations
@@ -39,6 +43,14 @@ MODEL, OTHER_MODEL, SIZE_GB = "asked-for", "another", 8.0
 POLICY = Policy(development=True, minimum_trust="none")
 CHIPS = ((68, 12), (100, 18), (150, 28), (200, 35), (273, 45), (300, 50), (400, 65), (546, 85), (800, 110))
 """Memory bandwidth in GB/s and tokens a second of the machines that exist."""
+
+
+class Took(NamedTuple):
+    """Milliseconds of one decision, of its processor time, and of an empty round trip to the database after it."""
+
+    decision: float
+    cpu: float
+    round_trip: float
 
 
 class Fleet(NamedTuple):
@@ -118,8 +130,8 @@ def _claim_and_release(fleet: Fleet, random: Random, claims: int) -> None:
             fleet.scheduler.release(job.request_id, 1)
 
 
-def _decide(fleet: Fleet, dsn: str, random: Random, decisions: int) -> list[float]:
-    """Milliseconds of each decision, over a connection that is new."""
+def _decide(fleet: Fleet, dsn: str, random: Random, decisions: int) -> list[Took]:
+    """What each decision took, over a connection that is new."""
     took = []
     gc.collect()
     gc.freeze()  # a scheduler does not hold the fleet that this process has made up
@@ -128,10 +140,15 @@ def _decide(fleet: Fleet, dsn: str, random: Random, decisions: int) -> list[floa
         decision = Decision(SchedulerFleet(pool), POLICY, random)
         for _ in range(decisions):
             demand = _demand(random)
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.thread_time()
             choice = decision.choose(demand, fleet.gateway_id)
-            took.append((time.perf_counter() - began) * 1000)
+            ended, cpu_ended = time.perf_counter(), time.thread_time()
             assert choice is not None
+            with pool.connection() as connection:
+                idle_began = time.perf_counter()
+                connection.execute("SELECT 1", prepare=True).fetchall()
+                round_trip = time.perf_counter() - idle_began
+            took.append(Took(*(1000 * seconds for seconds in (ended - began, cpu_ended - cpu_began, round_trip))))
     return took
 
 
@@ -193,7 +210,13 @@ async def _measure(dsn: str, machines: int, options: argparse.Namespace) -> dict
             samples = max(10, min(200, options.scans // machines))
             regret, choice_regret = await asyncio.to_thread(_regrets, fleet, dsn, random, samples)
     report: dict[str, float] = {}
-    for name, took in (("decision", cold + churned), ("cold", cold), ("churn", churned)):
+    for name, took in (
+        ("decision", [one.decision for one in cold + churned]),
+        ("cold", [one.decision for one in cold]),
+        ("churn", [one.decision for one in churned]),
+        ("cpu", [one.cpu for one in cold + churned]),
+        ("round_trip", [one.round_trip for one in cold + churned]),
+    ):
         report[f"{name}_p50_ms_{machines}"] = round(statistics.median(took), 3)
         report[f"{name}_p99_ms_{machines}"] = round(statistics.quantiles(took, n=100, method="inclusive")[98], 3)
     return report | {f"cost_regret_percent_{machines}": regret, f"choice_regret_percent_{machines}": choice_regret}

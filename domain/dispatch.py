@@ -84,13 +84,14 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The attempt will not be dispatched: ``queue_full``, ``hopeless`` or ``no_machine``. ``retry_after_seconds`` is
-    there when an estimate says it."""
+    """The attempt will not be dispatched: ``queue_full``, ``hopeless`` or ``no_machine``. ``position`` is the place in
+    the queue that it would have had, ``wait_seconds`` the estimate for it, None when there is none."""
 
     request_id: UUID
     attempt: int
     reason: str
-    retry_after_seconds: int | None = None
+    position: int = 1
+    wait_seconds: float | None = None
 
 
 Notice = Assigned | Waiting | Refused

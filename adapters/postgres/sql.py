@@ -199,6 +199,8 @@ WHERE gateway_id = %s AND lease_until > now() RETURNING gateway_id
 """
 """Only a lease that still stands can be renewed: once lapsed, others may act on its end."""
 
+LIVING_GATEWAYS = "SELECT gateway_id::text FROM gateways WHERE lease_until > now() ORDER BY gateway_id"
+
 END_LEASE = "UPDATE gateways SET lease_until = least(lease_until, now()) WHERE gateway_id = %s"
 """A gateway that stops in order. The ends that it handed to the scheduler have the grace of a lapsed lease."""
 
@@ -354,7 +356,7 @@ does not help, or did not suffice."""
 CLAIM_SLOT = """
 WITH slot AS (
     UPDATE fleet SET busy = busy + 1
-    WHERE session_id = %(session_id)s AND routable AND busy < capacity
+    WHERE session_id = %(session_id)s AND routable AND busy < capacity AND (busy = 0 OR NOT %(alone)s)
     RETURNING session_id, busy
 ), offers AS (
     UPDATE fleet_models m SET busy = slot.busy,
@@ -370,7 +372,8 @@ SELECT %(request_id)s, %(attempt)s, session_id, %(account_id)s, %(model)s, %(out
        now() + make_interval(secs => %(seconds)s)
 FROM slot RETURNING session_id
 """
-"""Take one slot, or none. Counters, claim and the end of waiting go together; a claim that exists undoes it all."""
+"""Take one slot, or none; ``alone`` only of a machine that does nothing else. Counters, claim and the end of waiting
+go together; a claim that exists undoes it all."""
 
 RELEASE_CLAIM = """
 WITH held AS (
@@ -445,7 +448,8 @@ WHERE m.session_id = f.session_id
 """Let an index pass over machines for a while, or no longer."""
 
 MACHINES_OF_ACCOUNT = """
-SELECT h.machine_id, h.chip, h.machine_model, h.models, h.last_seen_at, h.health, s.snapshot, s.updated_at,
+SELECT h.machine_id, h.account_id, h.chip, h.machine_model, h.models, h.last_seen_at, h.health, s.snapshot,
+       s.updated_at,
        (SELECT json_agg(json_build_array(m.model, m.busy, m.requests_model, m.output_tokens_model))
         FROM fleet_models m WHERE m.session_id = s.session_id),
        (SELECT json_object_agg(d.model, extract(epoch FROM d.asked_at)) FROM model_demand d
@@ -460,6 +464,31 @@ ORDER BY h.machine_id LIMIT 1000
 """
 """The machines of an account with their connection, if there is one, what is in flight on it, and when each model was
 last asked for."""
+
+FLEET_MACHINES = """
+SELECT coalesce(h.machine_id, f.machine_id), coalesce(h.account_id, f.account_id), coalesce(h.chip, ''),
+       coalesce(h.machine_model, ''), offered.models, coalesce(h.last_seen_at, f.updated_at), h.health, f.snapshot,
+       f.updated_at,
+       (SELECT json_agg(json_build_array(m.model, m.busy, m.requests_model, m.output_tokens_model))
+        FROM fleet_models m WHERE m.session_id = f.session_id),
+       (SELECT json_object_agg(d.model, extract(epoch FROM d.asked_at)) FROM model_demand d
+        WHERE d.model = ANY(offered.models) AND d.asked_at IS NOT NULL)
+FROM (SELECT * FROM fleet JOIN gateways g USING (gateway_id) WHERE g.lease_until > now()) f
+FULL JOIN machine_health h ON h.machine_id = f.machine_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(h.models, ARRAY(SELECT model FROM fleet_models WHERE session_id = f.session_id)) AS models
+) offered
+ORDER BY f.session_id IS NULL, coalesce(f.updated_at, h.last_seen_at) DESC, 1 LIMIT %s
+"""
+"""The same for all machines: those that are connected to a living gateway first, then those that were here last."""
+
+QUEUES = """
+SELECT w.model, count(*)::int, count(DISTINCT w.account_id)::int,
+       extract(epoch FROM now() - min(w.enqueued_at))::float8, max(d.slot_seconds)
+FROM waiters w LEFT JOIN model_demand d USING (model) WHERE w.deadline > now() GROUP BY w.model ORDER BY w.model
+"""
+"""The queues that are not empty: requests, accounts, seconds that the oldest waits, and for how long a request lately
+took a slot."""
 
 NOTE_DEMAND = """
 INSERT INTO model_demand (model, asked_at) VALUES (%s, now())
@@ -481,9 +510,13 @@ LOCK_QUEUE = "SELECT pg_advisory_xact_lock(7224318, hashtext(%s))"
 PARK_WAITER = """
 INSERT INTO waiters (request_id, attempt, account_id, model, gateway_id, turn, deadline, message)
 SELECT %(request_id)s, %(attempt)s, %(account_id)s, %(model)s, %(gateway_id)s,
-       1 + coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
-         + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
-         + (SELECT count(*) FROM waiters WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
+       1 + greatest(
+           coalesce((SELECT turn FROM model_demand WHERE model = %(model)s), 0)
+               + (SELECT count(*) FROM claims WHERE account_id = %(account_id)s AND model = %(model)s)
+               + (SELECT count(*) FROM waiters
+                  WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now()),
+           (SELECT max(turn) FROM waiters
+            WHERE account_id = %(account_id)s AND model = %(model)s AND deadline > now())),
        now() + make_interval(secs => %(seconds)s), %(message)s
 WHERE (SELECT count(*) FROM waiters WHERE model = %(model)s AND deadline > now() AND request_id <> %(request_id)s)
       < %(depth_max)s AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
@@ -491,8 +524,24 @@ ON CONFLICT (request_id, attempt) DO UPDATE SET woken_at = NULL
 RETURNING turn, enqueued_at, xmax = 0
 """
 """Let a request wait for a slot, or keep its place. Its turn comes later by each request of its account that is served
-or waits already, so accounts share what comes free. Returns whether it is new there. No row comes back when the queue
+or waits already, so accounts share what comes free, and after all of those that wait, so that each account keeps its
+own order. Returns whether it is new there. No row comes back when the queue
 of its model is full, or the request has ended."""
+
+SHED_WAITER = """
+WITH shares AS (
+    SELECT account_id, count(*) AS waiting FROM waiters WHERE model = %(model)s AND deadline > now() GROUP BY account_id
+), last AS (
+    SELECT w.request_id, w.attempt FROM waiters w JOIN shares s USING (account_id)
+    WHERE w.model = %(model)s AND w.deadline > now() AND w.woken_at IS NULL
+        AND s.waiting > 1 + coalesce((SELECT waiting FROM shares WHERE account_id = %(account_id)s), 0)
+        AND EXISTS (SELECT FROM open_requests WHERE request_id = %(request_id)s)
+    ORDER BY s.waiting DESC, w.turn DESC, w.enqueued_at DESC FOR UPDATE OF w SKIP LOCKED LIMIT 1
+)
+DELETE FROM waiters w USING last l WHERE w.request_id = l.request_id AND w.attempt = l.attempt RETURNING w.message
+"""
+"""Make room in a full queue: the account with the most requests in it gives up its last one, when it still keeps as
+many as the account that comes."""
 
 PLACE_IN_QUEUE = """
 SELECT count(*)::int FROM waiters

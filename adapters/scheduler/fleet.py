@@ -51,10 +51,12 @@ class Supply(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place in a queue; the first position is 1. ``taken_now`` is false for a request that had it before."""
+    """A place in a queue; the first position is 1. ``taken_now`` is false for a request that had it before, ``shed`` is
+    the request that lost its own place to this one."""
 
     position: int
     taken_now: bool
+    shed: DispatchJob | None = None
 
 
 class SchedulerFleet:
@@ -122,8 +124,8 @@ class SchedulerFleet:
 
     # --- slots ---------------------------------------------------------------------------------------------------
 
-    def claim(self, job: DispatchJob, session_id: str, *, seconds: float) -> bool:
-        """Take a slot of a machine for an attempt; False when it has none left.
+    def claim(self, job: DispatchJob, session_id: str, *, seconds: float, alone: bool = False) -> bool:
+        """Take a slot of a machine for an attempt; False when it has none left, or with ``alone`` has any other work.
 
         Raises:
             AttemptHasSlot: the attempt has a slot already; nothing changed.
@@ -140,6 +142,7 @@ class SchedulerFleet:
                     "output_tokens": job.output_tokens,
                     "gateway_id": job.reply_to,
                     "seconds": seconds,
+                    "alone": alone,
                 },
                 prepare=True,
             ).fetchone()
@@ -157,7 +160,8 @@ class SchedulerFleet:
     # --- the queue -----------------------------------------------------------------------------------------------
 
     def park(self, job: DispatchJob, *, seconds: float, depth_max: int) -> Place | None:
-        """Let a request wait, in its turn; None when its model's queue is full, or the request has ended."""
+        """Let a request wait, in its turn; None when the request has ended, or its model's queue is full and no
+        account has more requests in it."""
         waiter = {
             "request_id": job.request_id,
             "attempt": job.attempt,
@@ -171,12 +175,17 @@ class SchedulerFleet:
         with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
             connection.execute(sql.LOCK_QUEUE, (job.model,), prepare=True)
             parked = connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone()
+            shed: list[DispatchJob] = []
             if parked is None:
-                return None
+                shed = woken(connection.execute(sql.SHED_WAITER, waiter, prepare=True))
+                if not shed:
+                    return None
+                parked = connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone()
+                assert parked is not None
             *turn, taken_now = parked
             ahead = connection.execute(sql.PLACE_IN_QUEUE, (job.model, *turn), prepare=True).fetchone()
             assert ahead is not None
-            return Place(max(1, ahead[0]), taken_now)
+            return Place(max(1, ahead[0]), taken_now, *shed)
 
     def leave_queue(self, request_id: UUID) -> None:
         with self._pool.connection() as connection:

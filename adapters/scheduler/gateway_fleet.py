@@ -47,10 +47,11 @@ class Flushed(NamedTuple):
 
 
 class MachineRecord(NamedTuple):
-    """A machine of an account as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
+    """A machine as it was last seen. ``snapshot`` is None while it is not connected; ``loads`` and
     ``asked_at`` (Unix seconds) are by model."""
 
     machine_id: str
+    account_id: str
     chip: str
     machine_model: str
     models: tuple[str, ...]
@@ -210,7 +211,7 @@ class GatewayFleet:
             cursor = await connection.execute(
                 sql.MACHINES_OF_ACCOUNT, {"account_id": account_id, "machine_id": machine_id}
             )
-            return [_record(row) for row in await cursor.fetchall()]
+            return [record_in(row) for row in await cursor.fetchall()]
 
     # --- slots and the queue -------------------------------------------------------------------------------------
 
@@ -274,10 +275,13 @@ class GatewayFleet:
         }
 
 
-def _record(row: Sequence[Any]) -> MachineRecord:
-    machine_id, chip, machine_model, models, last_seen_at, health, snapshot, updated_at, loads, asked_at = row
+def record_in(row: Sequence[Any]) -> MachineRecord:
+    machine_id, account_id, chip, machine_model, models, last_seen_at, health, snapshot, updated_at, loads, asked_at = (
+        row
+    )
     return MachineRecord(
         machine_id=machine_id,
+        account_id=account_id,
         chip=chip,
         machine_model=machine_model,
         models=tuple(models),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -30,9 +31,9 @@ from domain.routing import (
     Choice,
     Demand,
     Policy,
+    breaker_state,
     describe,
     expected_wait_seconds,
-    retry_after_seconds,
 )
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Scheduler:
         self._queue_depth_max = queue_depth_max
         self._claim_seconds = claim_seconds
         self._lease_grace_seconds = lease_grace_seconds
+        self._policy = policy
         self._decision = Decision(self.fleet, policy, random, relayed=relayed)
 
     # --- dispatch ------------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ class Scheduler:
                 return self._claimed_before(job)
             session_id = choice.candidate.snapshot.session_id
             try:
-                if self.fleet.claim(job, session_id, seconds=self._claim_seconds):
+                if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=self._is_probe(choice)):
                     self._explain(job, choice)
                     return choice.candidate
             except AttemptHasSlot:
@@ -109,6 +111,10 @@ class Scheduler:
                 continue
             full.add(session_id)
         return None
+
+    def _is_probe(self, choice: Choice) -> bool:
+        """Whether the machine is on trial. Another scheduler may just have sent it a request too; one is enough."""
+        return breaker_state(choice.candidate.health, now=time.time(), policy=self._policy) == "half_open"
 
     def _explain(self, job: DispatchJob, choice: Choice) -> None:
         if log.isEnabledFor(logging.DEBUG):
@@ -128,13 +134,23 @@ class Scheduler:
     def _park(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
         place = self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max)
         if place is None:
-            self._mailbox.deliver(job.reply_to, self._refusal(job, "queue_full"))
+            self._refuse_for_want_of_room(job)
             return None
+        if place.shed is not None:
+            with suppress(GatewayUnreachable):  # then its prompt is gone too, and the sweeper ends it
+                self._refuse_for_want_of_room(place.shed)
         # A slot may have come free between looking and parking; its wake would have found nobody waiting.
         claimed = self._claim(job)
         if claimed is None:
             self._tell_the_wait(job, place, seconds_left)
         return claimed
+
+    def _refuse_for_want_of_room(self, job: DispatchJob) -> None:
+        position = self._queue_depth_max + 1
+        supply = self._decision.supply(demand_of(job), job.reply_to)
+        wait_seconds = expected_wait_seconds(position, supply.slots, supply.slot_seconds)
+        refusal = self._refusal(job, "queue_full", position=position, wait_seconds=wait_seconds)
+        self._mailbox.deliver(job.reply_to, refusal)
 
     def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
         """What to expect; a request that has only just come is told at once when its wait is hopeless."""
@@ -142,7 +158,7 @@ class Scheduler:
         wait_seconds = expected_wait_seconds(place.position, supply.slots, supply.slot_seconds)
         if place.taken_now and wait_seconds is not None and wait_seconds > seconds_left:
             self.fleet.leave_queue(job.request_id)
-            hopeless = self._refusal(job, "hopeless", retry_after_seconds=retry_after_seconds(wait_seconds))
+            hopeless = self._refusal(job, "hopeless", position=place.position, wait_seconds=wait_seconds)
             self._mailbox.deliver(job.reply_to, hopeless)
             return
         notice = Waiting(
@@ -183,9 +199,13 @@ class Scheduler:
         )
 
     @staticmethod
-    def _refusal(job: DispatchJob, reason: str, *, retry_after_seconds: int | None = None) -> Refused:
+    def _refusal(job: DispatchJob, reason: str, *, position: int = 1, wait_seconds: float | None = None) -> Refused:
         return Refused(
-            request_id=job.request_id, attempt=job.attempt, reason=reason, retry_after_seconds=retry_after_seconds
+            request_id=job.request_id,
+            attempt=job.attempt,
+            reason=reason,
+            position=position,
+            wait_seconds=wait_seconds,
         )
 
     # --- ends ----------------------------------------------------------------------------------------------------

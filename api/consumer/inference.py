@@ -31,7 +31,7 @@ from domain.errors import (
 )
 from domain.protocol import InferenceComplete, InferenceError, Usage
 from domain.requests import JobFailure, RequestReleased, RequestSettled
-from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind
+from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind, retry_after_seconds
 
 log = logging.getLogger(__name__)
 
@@ -238,11 +238,11 @@ class Inference:
 
     def _refusal(self, refused: Refused) -> Exception:
         if refused.reason == "queue_full":
-            return ModelNotAvailable("Too many requests are waiting for this model; try again shortly.")
+            return _come_back("Too many requests are waiting for this model; nothing was charged.", refused)
         if refused.reason == "hopeless":
-            hopeless = ModelNotAvailable("The queue for this model is longer than a request may wait; try again later.")
-            hopeless.retry_after_seconds = refused.retry_after_seconds or hopeless.retry_after_seconds
-            return hopeless
+            return _come_back(
+                "The queue for this model is longer than a request may wait; nothing was charged.", refused
+            )
         if self._failures:
             last = self._failures[-1]
             return AttemptFailed(last.reason, last.status_code, retry=False)
@@ -420,4 +420,15 @@ def _nobody_came(waiting: Waiting | None) -> DarkbloomError:
         return ModelNotAvailable(
             "No machine that serves this model is connected; nothing was charged. GET /v1/models lists what is served."
         )
-    return ModelNotAvailable("No machine became free for this model in time; nothing was charged, try again shortly.")
+    return _come_back("No machine became free for this model in time; nothing was charged.", waiting)
+
+
+def _come_back(what: str, place: Waiting | Refused) -> ModelNotAvailable:
+    """A refusal that says where in the queue the request is and when to ask again."""
+    wait = "" if place.wait_seconds is None else f", some {max(1.0, place.wait_seconds):.0f} seconds from its turn"
+    seconds = retry_after_seconds(place.position, place.wait_seconds)
+    error = ModelNotAvailable(
+        f"{what} It was number {place.position} in the queue{wait}; try again in {seconds} seconds."
+    )
+    error.retry_after_seconds = seconds
+    return error

@@ -9,7 +9,7 @@ from domain.routing.demand import ANY_MACHINE, Constraints, Demand
 from domain.routing.explain import Assessment, ModelStanding, Standing, assess, describe, standing_of
 from domain.routing.facts import TRUST_RANK, Candidate, Load, SlotState, Snapshot, capacity_of
 from domain.routing.gates import Reason, reasons_against
-from domain.routing.health import Health, Observation, ObservationKind, observe, reputation
+from domain.routing.health import BreakerState, Health, Observation, ObservationKind, breaker_state, observe, reputation
 from domain.routing.narrowing import Rank, rank_of, shape_of
 from domain.routing.policy import Policy
 from domain.routing.queueing import expected_wait_seconds, retry_after_seconds
@@ -18,6 +18,7 @@ __all__ = [
     "ANY_MACHINE",
     "TRUST_RANK",
     "Assessment",
+    "BreakerState",
     "Candidate",
     "Choice",
     "Constraints",
@@ -35,6 +36,7 @@ __all__ = [
     "Snapshot",
     "Standing",
     "assess",
+    "breaker_state",
     "capacity_of",
     "choose",
     "cost_of",

@@ -47,12 +47,14 @@ def describe(assessment: Assessment) -> str:
 
 
 class ModelStanding(msgspec.Struct, frozen=True):
-    """One model on one machine. ``cost`` is that of a usual request now, ``load`` what is in flight."""
+    """One model on one machine. ``cost`` is that of a usual request now, ``load`` what is in flight, ``size_gb`` the
+    model's size in GiB, 0 when nobody knows it."""
 
     model: str
     reasons: tuple[Reason, ...]
     cost: Cost
     load: Load
+    size_gb: float
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -112,7 +114,7 @@ def standing_of(
         own = [reason for reason in against if reason in OF_ONE_MODEL]
         if size_gb is None:
             own.insert(0, Reason.MODEL_NOT_IN_CATALOG)
-        models.append(ModelStanding(model, tuple(own), cost_of(seen, demand, policy), load))
+        models.append(ModelStanding(model, tuple(own), cost_of(seen, demand, policy), load, demand.size_gb))
     if not machine.models:
         anything = Demand("", 0, 0)
         against = reasons_against(candidate, anything, policy, now=now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import compress
 
 from domain.routing.demand import Demand
 from domain.routing.facts import TRUST_RANK, Candidate, SlotState, Snapshot
@@ -44,7 +45,7 @@ class Reason(StrEnum):
     UNTRUSTED = (
         "untrusted",
         "the machine broke a rule of the protocol",
-        "restart the agent to register again; the coordinator's log says which rule",
+        "the agent's log says which rule; restart the agent to register again",
     )
     DRAINING = (
         "draining",
@@ -118,31 +119,51 @@ class Reason(StrEnum):
     )
 
 
+_GATES = (
+    Reason.MODEL_NOT_OFFERED,
+    Reason.UNTRUSTED,
+    Reason.DRAINING,
+    Reason.TRUST_TOO_LOW,
+    Reason.RUNTIME_UNVERIFIED,
+    Reason.NO_ENCRYPTION_KEY,
+    Reason.NOT_PRIVATE,
+    Reason.CHALLENGE_STALE,
+    Reason.PUT_ASIDE,
+    Reason.FULL,
+    Reason.SLOT_UNAVAILABLE,
+    Reason.OVERHEATED,
+    Reason.OUT_OF_MEMORY,
+    Reason.NOT_ALLOWED,
+    Reason.NOT_THEIRS,
+    Reason.EXCLUDED,
+)
+
+
 def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now: float) -> tuple[Reason, ...]:
     """Every gate that keeps this machine from this request; empty when it is eligible."""
     machine, requests_all = candidate.snapshot, candidate.load.requests_all
     asked, slot = demand.constraints, machine.slots.get(demand.model)
     floor = max(TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(asked.minimum_trust, 0))
     put_aside = is_put_aside(candidate.health, now=now, requests_all=requests_all, policy=policy)
-    checks = (
-        (Reason.MODEL_NOT_OFFERED, demand.model not in machine.models),
-        (Reason.UNTRUSTED, machine.untrusted),
-        (Reason.DRAINING, machine.draining),
-        (Reason.TRUST_TOO_LOW, TRUST_RANK.get(machine.trust_level, -1) < floor),
-        (Reason.RUNTIME_UNVERIFIED, not (machine.runtime_verified or policy.development)),
-        (Reason.NO_ENCRYPTION_KEY, not machine.provider_key),
-        (Reason.NOT_PRIVATE, not machine.private),
-        (Reason.CHALLENGE_STALE, now - machine.challenge_passed_at > policy.challenge_age_seconds_max),
-        (Reason.PUT_ASIDE, put_aside and not demand.nobody_else),
-        (Reason.FULL, requests_all >= machine.capacity),
-        (Reason.SLOT_UNAVAILABLE, slot is not None and slot.state in ("crashed", "reloading")),
-        (Reason.OVERHEATED, machine.thermal_state == "critical"),
-        (Reason.OUT_OF_MEMORY, not _fits(candidate, slot, demand, policy)),
-        (Reason.NOT_ALLOWED, bool(asked.allowed) and not _is_named(machine, asked.allowed)),
-        (Reason.NOT_THEIRS, bool(asked.only_account) and machine.account_id != asked.only_account),
-        (Reason.EXCLUDED, machine.session_id in demand.excluded),
+    closed = (  # in the order of the gates
+        demand.model not in machine.models,
+        machine.untrusted,
+        machine.draining,
+        TRUST_RANK.get(machine.trust_level, -1) < floor,
+        not (machine.runtime_verified or policy.development),
+        not machine.provider_key,
+        not machine.private,
+        now - machine.challenge_passed_at > policy.challenge_age_seconds_max,
+        put_aside and not demand.nobody_else,
+        requests_all >= machine.capacity,
+        slot is not None and slot.state in ("crashed", "reloading"),
+        machine.thermal_state == "critical",
+        not _fits(candidate, slot, demand, policy),
+        bool(asked.allowed) and not _is_named(machine, asked.allowed),
+        bool(asked.only_account) and machine.account_id != asked.only_account,
+        machine.session_id in demand.excluded,
     )
-    return tuple(reason for reason, holds in checks if holds)
+    return tuple(compress(_GATES, closed)) if True in closed else ()
 
 
 def _is_named(machine: Snapshot, allowed: tuple[str, ...]) -> bool:

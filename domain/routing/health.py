@@ -32,6 +32,8 @@ class Health(msgspec.Struct, frozen=True):
     put_aside_until: float = 0.0
 
 
+BreakerState = Literal["closed", "open", "half_open"]
+
 ObservationKind = Literal["job_done", "job_failed", "challenge_passed", "challenge_failed", "uptime"]
 
 
@@ -81,11 +83,17 @@ def breaker_seconds(failures_in_row: int, policy: Policy) -> float:
     return min(policy.breaker_seconds_max, policy.breaker_seconds * 2.0 ** min(beyond, 60))
 
 
+def breaker_state(health: Health, *, now: float, policy: Policy) -> BreakerState:
+    """Closed for a machine that is asked, open for one that is put aside, half open for one that waits for a probe."""
+    if health.failures_in_row < policy.breaker_failures:
+        return "closed"
+    return "open" if now < health.put_aside_until else "half_open"
+
+
 def is_put_aside(health: Health, *, now: float, requests_all: int, policy: Policy) -> bool:
     """Whether the breaker is open, or half open with its one probe under way."""
-    if health.failures_in_row < policy.breaker_failures:
-        return False
-    return now < health.put_aside_until or requests_all > 0
+    state = breaker_state(health, now=now, policy=policy)
+    return state == "open" or (state == "half_open" and requests_all > 0)
 
 
 def reputation(health: Health) -> float:

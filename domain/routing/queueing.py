@@ -6,6 +6,8 @@ import math
 
 RETRY_SECONDS_MIN = 2
 RETRY_SECONDS_MAX = 30
+GUESSED_SECONDS = 3.0
+"""How long a place in the queue takes while nobody knows better."""
 
 
 def expected_wait_seconds(position: int, slots: int, slot_seconds: float | None) -> float | None:
@@ -19,6 +21,8 @@ def expected_wait_seconds(position: int, slots: int, slot_seconds: float | None)
     return position * slot_seconds / slots
 
 
-def retry_after_seconds(wait_seconds: float) -> int:
+def retry_after_seconds(position: int, wait_seconds: float | None) -> int:
     """When to ask again after a refusal: once a part of the queue is gone."""
+    if wait_seconds is None:
+        wait_seconds = GUESSED_SECONDS * position
     return min(RETRY_SECONDS_MAX, max(RETRY_SECONDS_MIN, math.ceil(wait_seconds)))

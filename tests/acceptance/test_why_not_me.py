@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import subprocess
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from adapters.postgres.credentials import create_provider_token
 from domain.routing import Cost, Reason
 from tests.support.machine import MODEL, Job, Machine
-from tests.support.processes import Coordinator, Key, agent, eventually
+from tests.support.processes import Coordinator, Key, agent, darkbloomd, eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "find-out-why-a-machine-gets-no-work.md"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
@@ -129,23 +131,44 @@ def shape(value: Any, key: str = "") -> Any:
         return {name: shape(member, name) for name, member in value.items()}
     if isinstance(value, list):
         return [shape(member) for member in value]
-    if key in ("code", "message", "fix", "status", "summary", "trust_level", "minimum_trust") or isinstance(
+    if key in ("code", "message", "fix", "state", "status", "summary", "trust_level", "minimum_trust") or isinstance(
         value, bool
     ):
         return value
     return "null" if value is None and key == "put_aside_until" else "…"
 
 
+def line_shape(line: str) -> str:
+    """The same for a line of text: ids, times, numbers and the widths of columns may differ."""
+    for pattern, name in (
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
+        (r"acct_\w+", "ACCOUNT"),
+        (r"\b(?=\w*[0-9])[0-9a-f]{8}([0-9a-f]{4})?\b", "ID"),
+        (r"  +", " "),
+    ):
+        line = re.sub(pattern, name, line)
+    return line
+
+
+def table_shape(lines: list[str]) -> tuple[str, ...]:
+    """Of a table of costs the columns that are always there, because terms that are nothing are left out."""
+    assert len(lines[0].split("  ")) > 1
+    always = ("machine", "in flight", "total", "prefill", "decode", "reputation", "not eligible")
+    return tuple(name for name in always if name in lines[0])
+
+
 class Walk:
     """Follows the page: each command is run as it stands there, against this coordinator."""
 
-    def __init__(self, shown: list[tuple[str, str]], url: str, key: str) -> None:
+    def __init__(self, shown: list[tuple[str, str]], up: Coordinator, key: str) -> None:
         self._shown = iter(shown)
-        self._url = url
+        self._url = up.url
+        self._dsn = up.books.dsn
         self._key = key
         self._machine_id = ""
 
-    def step(self) -> None:
+    def ask(self) -> None:
+        """The next command asks over HTTP."""
         command, output = next(self._shown)
         path = re.fullmatch(r'curl -s -H "Authorization: Bearer \$KEY" http://127\.0\.0\.1:8080(\S+)', command)
         assert path is not None, command
@@ -153,6 +176,21 @@ class Walk:
             answer = client.get(path[1].replace("$ID", self._machine_id)).json()
         assert shape(answer) == shape(json.loads(output)), json.dumps(answer, indent=2)
         self._machine_id = answer.get("id") or answer["providers"][0]["id"]
+
+    def run(self) -> tuple[list[str], list[str]]:
+        """The next command is the coordinator's own; the lines that the page shows, and those that came."""
+        command, output = next(self._shown)
+        program, *words = command.split()
+        assert program == "darkbloomd"
+        done = subprocess.run(
+            darkbloomd(*words),
+            env=os.environ | {"DARKBLOOM_DATABASE_URL": self._dsn},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return output.splitlines(), done.stdout.splitlines()
 
 
 @pytest.fixture
@@ -170,13 +208,21 @@ def test_the_walk_through_does_what_it_says(
     up: Coordinator, owner: Key, home: Path, tmp_path: Path, tiny_model: Path, shown: list[tuple[str, str]]
 ) -> None:
     eventually(lambda: not up.models(owner.secret), "the machines of other tests to leave")
-    walk = Walk(shown, up.url, owner.secret)
+    walk = Walk(shown, up, owner.secret)
     with agent(tmp_path, up.url, tiny_model) as process:
         eventually(lambda: MODEL in up.models(owner.secret), "the agent to be routable")
         up.books.rows("DELETE FROM model_demand RETURNING 1")
-        walk.step()
-        walk.step()
+        walk.ask()
+        walk.ask()
+        told, came = walk.run()
+        assert line_shape(told[0]) == line_shape(came[0])
+        assert table_shape(told[1:]) == table_shape(came[1:])
+        assert line_shape(told[-1]) == line_shape(came[-1])
         log = process.log()
-    walk.step()
+    walk.ask()
+    told, came = walk.run()
+    assert {line_shape(line) for line in told} <= {line_shape(line) for line in came}, came
+    with pytest.raises(StopIteration):
+        walk.run()
     for line in re.findall(r"^\d\d:\d\d:\d\d INFO +(.*)$", PAGE.read_text(), re.MULTILINE):
         assert line.replace("ws://127.0.0.1:8080", up.url.replace("http", "ws")) in log

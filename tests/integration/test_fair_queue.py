@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator
+from typing import Literal
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.writer import LedgerWriter
@@ -82,6 +87,25 @@ async def test_within_an_account_the_order_is_the_order_of_asking(fleet: Schedul
     assert [one.request_id for one in fleet.wake([MODEL], 5)] == [one.request_id for one in jobs]
 
 
+async def test_what_came_later_does_not_overtake_when_the_account_s_work_is_done_meanwhile(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    # Given a request that got a late turn, because much of its account was in flight,
+    one = machine(capacity=8)
+    await gateway.announce(one, routable=True)
+    running = of("busy", 5)
+    for started in running:
+        assert fleet.claim(started, one.session_id, seconds=600)
+    jobs = of("busy", 2)
+    park(fleet, look, jobs[:1])
+    # when all of that ends, and the account asks again,
+    for started in running:
+        fleet.release(started.request_id, started.attempt)
+    park(fleet, look, jobs[1:])
+    # then the first is still the first.
+    assert [one.request_id for one in fleet.wake([MODEL], 2)] == [one.request_id for one in jobs]
+
+
 async def test_nobody_starves_beside_an_account_that_always_comes_back(
     fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
 ) -> None:
@@ -93,6 +117,110 @@ async def test_nobody_starves_beside_an_account_that_always_comes_back(
         park(fleet, look, of("restless", 1))
         turns += served(fleet, one.session_id, 1)
     assert turns.count("patient") == 4
+
+
+Step = tuple[Literal["ask", "serve", "end"], int]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "ask", "serve", "end"]), st.integers(0, 2)), min_size=1, max_size=40))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_in_any_course_of_things_accounts_keep_their_order_and_the_queue_its_bound(
+    fleet: SchedulerFleet, look: Connection, steps: list[Step]
+) -> None:
+    """Three accounts ask; whoever's turn it is gets a slot; slots come free. In the end everything is served once."""
+    look.execute("TRUNCATE waiters, claims, fleet, fleet_models, model_demand, open_requests")
+    depth_max = 5
+    asked: dict[str, list[UUID]] = {"0": [], "1": [], "2": []}
+    running: list[DispatchJob] = []
+    served: dict[str, list[UUID]] = {"0": [], "1": [], "2": []}
+
+    def serve() -> bool:
+        for woken in fleet.wake([MODEL], 1):
+            fleet.leave_queue(woken.request_id)
+            look.execute(
+                "INSERT INTO claims (request_id, attempt, session_id, account_id, model, output_tokens, gateway_id, "
+                "expires_at) VALUES (%s, 1, gen_random_uuid(), %s, %s, 1, %s, now() + interval '1 hour')",
+                (woken.request_id, woken.account_id, MODEL, GATEWAY),
+            )
+            running.append(woken)
+            served[woken.account_id].append(woken.request_id)
+            return True
+        return False
+
+    for what, number in steps:
+        if what == "ask":
+            [one] = of(str(number), 1)
+            open_requests_of(look, one)
+            before = waiting_by_account(look)
+            place = fleet.park(one, seconds=600, depth_max=depth_max)
+            if place is None:  # only when the queue is full, and nobody has more in it
+                assert sum(before.values()) == depth_max
+                assert max(before.values()) <= before[one.account_id] + 1
+                continue
+            asked[one.account_id].append(one.request_id)
+            if place.shed is not None:  # only the newest of an account that has more in it
+                assert sum(before.values()) == depth_max
+                assert before[place.shed.account_id] > before[one.account_id] + 1
+                assert asked[place.shed.account_id].pop() == place.shed.request_id
+        elif what == "serve":
+            serve()
+        elif running:
+            ended = running.pop(number % len(running))
+            fleet.release(ended.request_id, ended.attempt)
+        assert len(waiting(look)) <= depth_max
+    while serve():
+        pass
+    assert served == asked
+
+
+def waiting_by_account(look: Connection) -> Counter[str]:
+    return Counter(row[0] for row in look.execute("SELECT account_id FROM waiters"))
+
+
+async def test_who_floods_a_full_queue_makes_room_for_others(
+    ledger: str, writer: LedgerWriter, gateway: GatewayFleet, look: Connection
+) -> None:
+    with open_pool(ledger, size_max=4) as pool:
+        scene = SchedulerScene(writer, pool, queue_depth_max=3)
+        requests_take(look, 6.0)
+        await busy_machine(scene, gateway)
+        greedy, elsewhere = [scene.asked() for _ in range(2)], scene.asked(reply_to=uuid4())
+        modest = msgspec.structs.replace(scene.asked(), account_id="modest")
+        for one in (*greedy, elsewhere, modest):
+            scene.scheduler.dispatch(one)
+
+    told = scene.mailbox.notices
+    assert [type(notice) for _, notice in told] == [Waiting, Waiting, Waiting, Refused, Waiting]
+    # The last of the greedy account is refused, at its own gateway and with the time to come back;
+    assert told[3] == (
+        elsewhere.reply_to,
+        Refused(request_id=elsewhere.request_id, attempt=1, reason="queue_full", position=4, wait_seconds=None),
+    )
+    # the modest one waits behind the greedy account's first.
+    assert told[4][1] == Waiting(request_id=modest.request_id, attempt=1, machines=1, position=2, wait_seconds=12.0)
+    assert set(waiting(look)) == {*(one.request_id for one in greedy), modest.request_id}
+
+
+async def test_whoever_makes_room_may_be_out_of_reach(
+    ledger: str, writer: LedgerWriter, gateway: GatewayFleet, look: Connection
+) -> None:
+    with open_pool(ledger, size_max=4) as pool:
+        scene = SchedulerScene(writer, pool, queue_depth_max=2)
+        await busy_machine(scene, gateway)
+        greedy = [scene.asked(), scene.asked(reply_to=uuid4())]
+        modest = msgspec.structs.replace(scene.asked(), account_id="modest")
+        for one in greedy:
+            scene.scheduler.dispatch(one)
+        scene.mailbox.gone.add(greedy[1].reply_to)
+        scene.scheduler.dispatch(modest)
+    assert set(waiting(look)) == {greedy[0].request_id, modest.request_id}
+
+
+async def test_a_request_that_has_ended_takes_nobody_s_place(fleet: SchedulerFleet, look: Connection) -> None:
+    park(fleet, look, of("greedy", 3))
+    [ended] = of("modest", 1)
+    assert fleet.park(ended, seconds=600, depth_max=3) is None
+    assert len(waiting(look)) == 3
 
 
 async def test_a_place_tells_how_many_are_served_before(fleet: SchedulerFleet, look: Connection) -> None:
@@ -166,7 +294,7 @@ async def test_a_hopeless_wait_is_refused_at_once_and_leaves_the_queue(
     wanted = scene.asked()
     scene.scheduler.dispatch(wanted)
 
-    refusal = Refused(request_id=wanted.request_id, attempt=1, reason="hopeless", retry_after_seconds=30)
+    refusal = Refused(request_id=wanted.request_id, attempt=1, reason="hopeless", position=1, wait_seconds=900.0)
     assert scene.mailbox.take() == [refusal]
     assert waiting(look) == []
 

@@ -11,12 +11,15 @@ from uuid import uuid4
 import pytest
 
 from adapters.postgres.pool import make_async_pool, open_pool
+from adapters.postgres.writer import LedgerWriter
 from adapters.scheduler.decision import Decision
 from adapters.scheduler.fleet import SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
+from domain.dispatch import Assigned, DispatchJob
 from domain.routing import Candidate, Constraints, Demand, Health, Observation, Policy, Snapshot, choose
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import assert_counters_are_true, job, machine
+from tests.support.ledger_machines import assert_counters_are_true, connected, job, machine
+from tests.support.ledger_scheduler import SchedulerScene
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -35,13 +38,6 @@ def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
 async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
     async with make_async_pool(ledger, size_max=2) as pool:
         yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-async def connected(gateway: GatewayFleet, **facts: Any) -> Snapshot:
-    one = machine(**({"machine_id": uuid4().hex * 2, "capacity": 4} | facts))
-    await gateway.meet(one)
-    await gateway.announce(one, routable=True)
-    return one
 
 
 async def fail(gateway: GatewayFleet, one: Snapshot, times: int) -> None:
@@ -99,6 +95,34 @@ async def test_one_probe_at_a_time_goes_to_a_machine_whose_time_is_up(
     gateway.observe(black_hole.machine_id, Observation("job_done", time.time(), 200.0))
     assert (await gateway.flush()).changed == [black_hole.machine_id]
     assert gateway.health_of(black_hole.machine_id).put_aside_until == 0.0
+    assert_counters_are_true(look)
+
+
+async def test_two_schedulers_that_see_the_same_machine_on_trial_send_it_one_request(
+    ledger: str, writer: LedgerWriter, gateway: GatewayFleet, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hole, good = await connected(gateway, decode_tps=500.0), await connected(gateway, decode_tps=5.0)
+    for _ in range(3):
+        gateway.observe(hole.machine_id, Observation("job_failed", time.time() - 20.0))
+    await gateway.flush()
+    with open_pool(ledger, size_max=2) as pool:
+        scene = SchedulerScene(writer, pool)
+        claim = scene.fleet.claim
+
+        # Given that another scheduler is faster between this one's look and its claim,
+        def outrun(job_: DispatchJob, session_id: str, **options: Any) -> bool:
+            monkeypatch.setattr(scene.fleet, "claim", claim)
+            assert session_id == hole.session_id
+            assert claim(job(), session_id, seconds=60)
+            return claim(job_, session_id, **options)
+
+        monkeypatch.setattr(scene.fleet, "claim", outrun)
+        scene.scheduler.dispatch(scene.asked())
+
+    # then the request goes to the machine that is not on trial.
+    [assigned] = scene.mailbox.take()
+    assert isinstance(assigned, Assigned)
+    assert assigned.machine.session_id == good.session_id
     assert_counters_are_true(look)
 
 

@@ -210,10 +210,10 @@ async def test_a_machine_that_filled_up_since_it_was_looked_at_is_passed_over(
     machines = {(await announced(gateway, capacity=1)).session_id for _ in range(2)}
     claim, faster = scene.fleet.claim, scene.asked()
 
-    def somebody_is_faster(wanted: DispatchJob, session_id: str, *, seconds: float) -> bool:
+    def somebody_is_faster(wanted: DispatchJob, session_id: str, *, seconds: float, alone: bool) -> bool:
         if not claims(look):
             assert claim(faster, session_id, seconds=seconds)
-        return claim(wanted, session_id, seconds=seconds)
+        return claim(wanted, session_id, seconds=seconds, alone=alone)
 
     monkeypatch.setattr(scene.fleet, "claim", somebody_is_faster)
     wanted = scene.asked(may_wait=False)
@@ -390,7 +390,7 @@ async def test_one_request_more_than_may_wait_is_refused(ledger: str, writer: Le
         notices = await dispatched(scene, *jobs)
 
     assert [type(notice) for notice in notices] == [Waiting, Waiting, Refused]
-    assert notices[2] == Refused(request_id=jobs[2].request_id, attempt=1, reason="queue_full")
+    assert notices[2] == Refused(request_id=jobs[2].request_id, attempt=1, reason="queue_full", position=3)
     assert waiting(look) == [one.request_id for one in jobs[:2]]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from adapters.relay.mailbox import GatewayUnreachable
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import DispatchJob, Notice
 from domain.routing import Snapshot
 from tests.support.ledger_commands import GATEWAY, MODEL
@@ -47,6 +48,14 @@ def machine(
         "quantization": {},
     }
     return Snapshot(**(facts | changes))
+
+
+async def connected(gateway: GatewayFleet, *, capacity: int = 4, **facts: Any) -> Snapshot:
+    """A machine of its own that just proved who it is and may be routed to."""
+    one = machine(capacity=capacity, **({"machine_id": uuid4().hex * 2} | facts))
+    await gateway.meet(one)
+    await gateway.announce(one, routable=True)
+    return one
 
 
 def job(request_id: UUID | None = None, **changes: Any) -> DispatchJob:

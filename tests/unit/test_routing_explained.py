@@ -279,4 +279,8 @@ class TestWaiting:
 
     @pytest.mark.parametrize(("wait", "retry"), [(0.1, 2), (7.2, 8), (500.0, 30)])
     def test_whoever_is_refused_is_told_when_to_come_back(self, wait: float, retry: int) -> None:
-        assert retry_after_seconds(wait) == retry
+        assert retry_after_seconds(3, wait) == retry
+
+    @pytest.mark.parametrize(("position", "retry"), [(0, 2), (3, 9), (11, 30)])
+    def test_without_an_estimate_it_is_three_seconds_for_each_place(self, position: int, retry: int) -> None:
+        assert retry_after_seconds(position, None) == retry

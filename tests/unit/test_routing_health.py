@@ -16,6 +16,7 @@ from domain.routing import (
     ObservationKind,
     Policy,
     Reason,
+    breaker_state,
     choose,
     cost_of,
     observe,
@@ -100,6 +101,12 @@ class TestCircuitBreaker:
             waits.append(health.put_aside_until - now)
             now = health.put_aside_until
         assert waits == [15, 30, 60, 120, 240, 300, 300]
+
+    def test_its_state_has_a_name(self) -> None:
+        health = failed(3)
+        assert breaker_state(failed(2), now=NOW, policy=POLICY) == "closed"
+        assert breaker_state(health, now=NOW + 14, policy=POLICY) == "open"
+        assert breaker_state(health, now=NOW + 15, policy=POLICY) == "half_open"
 
     def test_a_probe_that_succeeds_closes_it(self) -> None:
         healed = observe(failed(9), Observation("job_done", NOW + 400, 100.0), POLICY)
