@@ -35,7 +35,8 @@ class Settings(BaseSettings):
     """Where schedulers reach this gateway. Empty: its own host and port over plain HTTP."""
 
     internal_secret: str = ""
-    """Shared by gateways and schedulers to recognise each other. Needed when they are apart."""
+    """Shared by gateways and schedulers to recognise each other. Needed when they are apart, and with it gateways relay
+    for each other."""
 
     minimum_trust: TrustLevel | None = None
     """The trust floor of routing. Unset: ``none`` in development, ``hardware`` in production."""
@@ -110,6 +111,11 @@ class Settings(BaseSettings):
     @property
     def development(self) -> bool:
         return self.environment == "development"
+
+    @property
+    def relays(self) -> bool:
+        """Whether the machines of all gateways serve the consumers of each."""
+        return bool(self.internal_secret)
 
     @property
     def requests_per_second(self) -> float:

@@ -14,6 +14,7 @@ from api.edge import Edge
 from api.openapi import routes as openapi
 from api.providers import socket, standing
 from api.public import transparency
+from api.relay import endpoints as relay
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -22,7 +23,7 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
     consumers = (*dialects, models, pricing, keys, payments, generations)
-    parts = (*consumers, transparency, standing, health, openapi, internal, socket)
+    parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 

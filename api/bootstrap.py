@@ -29,6 +29,7 @@ from adapters.postgres.pool import connection_of, make_async_pool, open_pool, re
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
 from adapters.postgres.writer import LedgerWriter
+from adapters.relay.gateways import GatewayRelay
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
 from adapters.scheduler.brokers import make_broker, make_publisher
@@ -207,7 +208,7 @@ def policy_of(settings: Settings) -> Policy:
 def fleet_survey(settings: Settings) -> Generator[Survey, None, None]:
     """The fleet for an operator's commands, judged as the schedulers with these settings do."""
     with database_of_command(settings) as dsn, open_pool(dsn, size_max=1) as pool:
-        yield Survey(pool, policy_of(settings), SystemRandom())
+        yield Survey(pool, policy_of(settings), SystemRandom(), relayed=settings.relays)
 
 
 @contextmanager
@@ -232,6 +233,7 @@ def scheduler_worker(
         claim_seconds=settings.hold_seconds,
         lease_grace_seconds=settings.lease_grace_seconds,
         random=SystemRandom(),
+        relayed=settings.relays,
     )
     register(broker, scheduler)
     worker = SchedulerWorker(broker, threads=settings.scheduler_threads, sweep_seconds=settings.sweep_seconds)
@@ -282,6 +284,9 @@ def gateway_app(
                 on_renamed=lambda: app.state.coordinator.resume(),  # noqa: PLW0108  # the same
             )
             policy, catalog = policy_of(settings), Catalog.built_in(development=settings.development)
+            relay = GatewayRelay(pool, settings.internal_secret) if settings.relays else None
+            if relay is not None:
+                stack.push_async_callback(relay.close)
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
@@ -291,7 +296,13 @@ def gateway_app(
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
-                fleet=GatewayFleet(pool, lambda: lease.gateway_id, policy=policy, size_of=catalog.size_of),
+                fleet=GatewayFleet(
+                    pool,
+                    lambda: lease.gateway_id,
+                    policy=policy,
+                    size_of=catalog.size_of,
+                    relayed=settings.relays,
+                ),
                 sealing=NaclSealing(),
                 gateway=lease,
                 catalog=catalog,
@@ -300,6 +311,7 @@ def gateway_app(
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
+                relay=relay,
             )
             app.state.audit = Desk(
                 credentials=StoredCredentials(pool),
@@ -350,7 +362,7 @@ Serve = Callable[[FastAPI], None]
 
 def run_everything(settings: Settings, serve: Serve) -> None:
     """``darkbloomd up``: gateway, scheduler and projections in one process."""
-    if not settings.internal_secret:
+    if settings.broker_url and not settings.internal_secret:
         settings = settings.model_copy(update={"internal_secret": secrets.token_hex(32)})
     with database(settings) as dsn:
         migrate.upgrade(dsn)

@@ -11,14 +11,16 @@ from api.consumer.attempt import MachineLink
 from api.consumer.inference import Timeouts, Tools
 from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Replies, Sealing
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Relay, Replies, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from api.public.ports import TransparencyLog
+from api.relay.jobs import RelayedJobs
+from api.relay.machine import RelayedMachine
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
-from domain.routing import Policy
+from domain.routing import Policy, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Coordinator:
         settings: Limits,
         switchboard: Switchboard,
         internal_secret: str,
+        relay: Relay | None,
     ) -> None:
         self.ledger = ledger
         self.books = books
@@ -77,10 +80,12 @@ class Coordinator:
         self.switchboard = switchboard
         self.internal_secret = internal_secret
         self.registry = MachineRegistry()
+        self.relayed = RelayedJobs()
         self.draining = False
         self.suspended = False
         self.keep_alive_seconds = KEEP_ALIVE_SECONDS
         self._gateway = gateway
+        self._relay = relay
         self._late_ends: set[asyncio.Task[None]] = set()
         self.tools = Tools(
             jobs=jobs,
@@ -137,13 +142,14 @@ class Coordinator:
         self.draining = True
         for session in self.registry.all():
             await session.announce()
-        if len(self.switchboard):
+        if self._open():
             text = "stopping when %d open requests are finished, or in %.0f s; a second signal aborts them"
-            log.info(text, len(self.switchboard), seconds)
+            log.info(text, self._open(), seconds)
         deadline = asyncio.get_running_loop().time() + seconds
-        while len(self.switchboard) and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
+        while self._open() and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         self.switchboard.abort_all()
+        self.relayed.abort_all()
         reason = "this gateway is stopping; connect again"
         await asyncio.gather(*(session.close(1012, reason) for session in self.registry.all()))
         if self._late_ends:
@@ -153,6 +159,7 @@ class Coordinator:
         """The lease is lost, and others may already have ended what is open here: abort it and take nothing new."""
         self.suspended = True
         self.switchboard.abort_all()
+        self.relayed.abort_all()
 
     async def resume(self) -> None:
         """Go on as a gateway of a new name."""
@@ -160,13 +167,20 @@ class Coordinator:
         for session in self.registry.all():
             await session.announce()
 
+    def _open(self) -> int:
+        """Requests of consumers here, and jobs on machines here."""
+        return len(self.switchboard) + len(self.relayed)
+
     def require_open(self) -> None:
         """Raises ServiceUnavailable while nothing new can be taken."""
         if self.draining or self.suspended:
             raise ServiceUnavailable
 
-    def _machine_link(self, session_id: str) -> MachineLink | None:
-        return self.registry.find(session_id)
+    def _machine_link(self, machine: Snapshot) -> MachineLink | None:
+        session = self.registry.find(machine.session_id)
+        if session is None and self._relay is not None and machine.gateway_id != str(self.gateway_id):
+            return RelayedMachine(machine, self._relay)
+        return session
 
     async def _hand_over(self, job: SettleJob | ReleaseJob) -> None:
         pause = 0.2

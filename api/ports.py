@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
 from domain.keys import Caller, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
+from domain.protocol import InferenceRequest
+from domain.relay import JobFrame
 from domain.requests import RequestReleased, RequestSettled
 from domain.routing import Health, Load, Observation, Snapshot
 
@@ -185,6 +188,30 @@ class Fleet(Protocol):
     async def leave_queue(self, request_id: UUID) -> None: ...
 
     async def offers(self, model: str | None = None) -> Sequence[Snapshot]: ...
+
+
+class RelayedAnswer(AbstractAsyncContextManager[Any], Protocol):
+    """What a machine on another gateway answers. Leaving the context early makes it stop."""
+
+    def frames(self) -> AsyncGenerator[JobFrame, None]:
+        """Raises ConnectionError when the other gateway is gone. An end without a last word: the machine is."""
+        ...
+
+
+class Relay(Protocol):
+    """The machines on other gateways' sockets."""
+
+    async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:
+        """Hand a machine a sealed request. Raises ConnectionError when it or its gateway is gone."""
+        ...
+
+    async def cancel(self, machine: Snapshot, job_id: str) -> None:
+        """Tell a machine to stop; its last word still comes. Raises ConnectionError when it cannot be told."""
+        ...
+
+    async def violated(self, machine: Snapshot, what: str) -> None:
+        """Tell a machine's gateway that it broke the protocol. Raises ConnectionError when it cannot be told."""
+        ...
 
 
 class Channel(Protocol):

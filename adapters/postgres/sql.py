@@ -261,25 +261,24 @@ WITH told AS (
         short_ms = excluded.short_ms, usual_ms = excluded.usual_ms, long_ms = excluded.long_ms,
         reading_ms = excluded.reading_ms,
         queue_ms = excluded.queue_ms, in_flight = excluded.in_flight, room_gb = excluded.room_gb,
-        put_aside_until = excluded.put_aside_until,
         (requests_model, output_tokens_model) = (
             SELECT CASE WHEN is_new THEN excluded.requests_model ELSE fleet_models.requests_model END,
                    CASE WHEN is_new THEN excluded.output_tokens_model ELSE fleet_models.output_tokens_model END
             FROM kept WHERE session_id = excluded.session_id)
     WHERE (fleet_models.gateway_id, fleet_models.trust, fleet_models.routable, fleet_models.capacity,
            fleet_models.busy, fleet_models.short_ms, fleet_models.usual_ms, fleet_models.long_ms,
-           fleet_models.reading_ms, fleet_models.queue_ms, fleet_models.in_flight, fleet_models.room_gb,
-           fleet_models.put_aside_until)
+           fleet_models.reading_ms, fleet_models.queue_ms, fleet_models.in_flight, fleet_models.room_gb)
         IS DISTINCT FROM (excluded.gateway_id, excluded.trust, excluded.routable, excluded.capacity, excluded.busy,
            excluded.short_ms, excluded.usual_ms, excluded.long_ms, excluded.reading_ms, excluded.queue_ms,
-           excluded.in_flight, excluded.room_gb, excluded.put_aside_until)
+           excluded.in_flight, excluded.room_gb)
         OR EXISTS (SELECT FROM kept WHERE session_id = excluded.session_id AND is_new)
 )
 SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
 """
 """Keep many connected machines true; returns the free slots of those that may be routed to. Counters move only with
 claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
-that is costs an entry in each index. The models of a session never become fewer."""
+that is costs an entry in each index. Until when a machine is put aside is written by whoever saw it fail, which may be
+another gateway than its own. The models of a session never become fewer."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),
@@ -400,10 +399,11 @@ CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s
 
 MODEL_OFFERS = """
 SELECT f.snapshot FROM fleet f
-WHERE f.routable AND f.gateway_id = %(gateway_id)s AND (%(model)s::text IS NULL OR EXISTS (
+WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_id)s)
+    AND (%(model)s::text IS NULL OR EXISTS (
     SELECT FROM fleet_models m WHERE m.session_id = f.session_id AND m.model = %(model)s AND m.routable))
 """
-"""A gateway's routable machines, all or those that offer one model."""
+"""The routable machines of one gateway or of all: all of them, or those that offer one model."""
 
 MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,

@@ -72,7 +72,8 @@ class _Announcement(NamedTuple):
 
 
 class GatewayFleet:
-    """``size_of`` gives a model's size in GiB, 0 or None when it is not known."""
+    """``size_of`` gives a model's size in GiB, 0 or None when it is not known; ``relayed`` says that gateways carry
+    requests for each other, so that what comes free here may serve a consumer of any."""
 
     def __init__(
         self,
@@ -81,11 +82,13 @@ class GatewayFleet:
         *,
         policy: Policy | None = None,
         size_of: Callable[[str], float | None] = lambda _: 0.0,
+        relayed: bool = False,
     ) -> None:
         self._pool = pool
         self._gateway_id = gateway_id
         self._policy = policy or Policy()
         self._size_of = size_of
+        self._relayed = relayed
         self._health: dict[str, Health] = {}
         self._noted: dict[str, _Announcement] = {}
         self._seen: defaultdict[str, list[Observation]] = defaultdict(list)
@@ -231,8 +234,8 @@ class GatewayFleet:
             await connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
     async def offers(self, model: str | None = None) -> list[Snapshot]:
-        """The machines here that can be routed to, all or those that offer one model."""
-        wanted = {"model": model, "gateway_id": self._gateway_id()}
+        """The machines that a consumer here can be routed to, all or those that offer one model."""
+        wanted = {"model": model, "gateway_id": self._reach()}
         async with connection_of(self._pool) as connection:
             cursor = await connection.execute(sql.MODEL_OFFERS, wanted, prepare=True)
             return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
@@ -247,9 +250,13 @@ class GatewayFleet:
         return await self._wake(connection, list(slots), max(slots.values())) if any(slots.values()) else []
 
     async def _wake(self, connection: AsyncConnection, models: Sequence[str], count: int) -> list[DispatchJob]:
-        wanted = {"models": models, "gateway_id": self._gateway_id(), "count": count}
+        wanted = {"models": models, "gateway_id": self._reach(), "count": count}
         cursor = await connection.execute(sql.WAKE_WAITER, wanted, prepare=True)
         return woken(await cursor.fetchall())
+
+    def _reach(self) -> UUID | None:
+        """The gateway that machines and consumers must share, None when they need not."""
+        return None if self._relayed else self._gateway_id()
 
     def _columns(self, told: Sequence[_Announcement]) -> dict[str, list[Any]]:
         """Announcements as the columns of one statement: a row a machine, and a row a model of a machine."""

@@ -28,11 +28,11 @@ class Queue(NamedTuple):
 
 
 class Survey:
-    def __init__(self, pool: ConnectionPool[Any], policy: Policy, random: Random) -> None:
+    def __init__(self, pool: ConnectionPool[Any], policy: Policy, random: Random, *, relayed: bool = False) -> None:
         self.policy = policy
         self._pool = pool
         self._fleet = SchedulerFleet(pool)
-        self._decision = Decision(self._fleet, policy, random)
+        self._decision = Decision(self._fleet, policy, random, relayed=relayed)
 
     def machines(self, limit: int) -> list[MachineRecord]:
         """Those that are connected first, then those that were here last."""

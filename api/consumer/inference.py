@@ -31,7 +31,7 @@ from domain.errors import (
 )
 from domain.protocol import InferenceComplete, InferenceError, Usage
 from domain.requests import JobFailure, RequestReleased, RequestSettled
-from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind, retry_after_seconds
+from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKind, Snapshot, retry_after_seconds
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Tools(NamedTuple):
     jobs: Jobs
     fleet: Fleet
     sealing: Sealing
-    machine_link: Callable[[str], MachineLink | None]
+    machine_link: Callable[[Snapshot], MachineLink | None]
     gateway_id: Callable[[], UUID]
     timeouts: Timeouts
     end_later: Callable[[SettleJob | ReleaseJob], None]
@@ -185,7 +185,7 @@ class Inference:
         self._looking_for = None
         self._timing_us["route_us"] = int((time.perf_counter() - began) * 1_000_000)
         try:
-            link = self._tools.machine_link(assigned.machine.session_id)
+            link = self._tools.machine_link(assigned.machine)
             if link is None:
                 raise self._note(assigned, AttemptFailed("machine_lost", 502))
             link.open_job(assigned.job_id, self._inbox)

@@ -2,90 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-import signal
 import threading
 from collections.abc import Generator
 from pathlib import Path
 
 import openai
-import pika
 import pika.exceptions
 import pytest
 
-from adapters.scheduler.brokers import QUEUES
-from tests.conftest import POSTGRES_URL, RABBITMQ_URL, missing_service
+from tests.conftest import POSTGRES_URL, missing_service
 from tests.support.machine import MODEL
-from tests.support.processes import Coordinator, Process, agent, darkbloomd, eventually
+from tests.support.parts import Parts, broker_of_its_own, channel_to
+from tests.support.processes import Coordinator, agent, eventually
 
 ASK = [{"role": "user", "content": "What is a hold?"}]
-
-
-def _channel() -> pika.adapters.blocking_connection.BlockingChannel:
-    return pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)).channel()
-
-
-@contextlib.contextmanager
-def rabbitmq() -> Generator[pika.adapters.blocking_connection.BlockingChannel, None, None]:
-    """A channel to the broker, with the product's queues gone before and after."""
-    try:
-        channel = _channel()
-    except pika.exceptions.AMQPError:
-        missing_service(f"RabbitMQ at {RABBITMQ_URL}")
-    try:
-        _delete_queues(channel)
-        yield channel
-        _delete_queues(channel)
-    finally:
-        channel.connection.close()
-
-
-def _delete_queues(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
-    for queue in QUEUES:
-        for name in (queue, f"{queue}.DQ", f"{queue}.XQ"):
-            channel.queue_delete(name)
-
-
-class Parts:
-    """Starts the three processes on one database and one broker."""
-
-    def __init__(self, folder: Path, database: str) -> None:
-        self._folder = folder
-        self.env = {
-            "DARKBLOOM_DATABASE_URL": database,
-            "DARKBLOOM_BROKER_URL": RABBITMQ_URL,
-            "DARKBLOOM_INTERNAL_SECRET": secrets.token_hex(16),
-            "DARKBLOOM_LEASE_SECONDS": "2",
-            "DARKBLOOM_LEASE_RENEW_SECONDS": "0.5",
-            "DARKBLOOM_LEASE_GRACE_SECONDS": "1",
-            "DARKBLOOM_SWEEP_SECONDS": "0.5",
-        }
-        self._started: list[Process] = []
-
-    def start(self, *words: str) -> Process:
-        """Start one of them. It is not waited for, so that several get ready together."""
-        process = Process(words[0], darkbloomd(*words), self._folder, self.env)
-        self._started.append(process)
-        return process
-
-    def stop(self) -> None:
-        running = [process for process in self._started if process.popen.poll() is None]
-        for process in running:
-            process.popen.send_signal(signal.SIGTERM)
-        for process in running:
-            process.terminate()
-
-    def logs(self) -> str:
-        return "".join(process.log() for process in self._started)
 
 
 @pytest.fixture
 def parts(tmp_path: Path, database: str) -> Generator[Parts, None, None]:
     if not database.startswith(POSTGRES_URL.rpartition("/")[0]):
         missing_service(f"PostgreSQL at {POSTGRES_URL}")
-    with rabbitmq():
-        running = Parts(tmp_path, database)
+    with broker_of_its_own() as broker:
+        running = Parts(tmp_path, database, broker)
         try:
             yield running
         finally:
@@ -95,7 +34,7 @@ def parts(tmp_path: Path, database: str) -> Generator[Parts, None, None]:
 def test_a_paid_answer_across_three_processes(parts: Parts, tmp_path: Path, tiny_model: Path) -> None:
     for part in ("schedule", "project"):
         parts.start(part)
-    gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
+    gateway = parts.coordinator(parts.start("serve", "--port", "0"))
     key = gateway.books.open_account(5_000_000)
     with agent(tmp_path, gateway.url, tiny_model):
         eventually(lambda: MODEL in gateway.models(key.secret), "the agent to be routable")
@@ -114,7 +53,7 @@ def test_a_paid_answer_across_three_processes(parts: Parts, tmp_path: Path, tiny
 
 
 def test_no_prompt_enters_a_message_a_table_or_a_log(parts: Parts, tmp_path: Path, tiny_model: Path) -> None:
-    gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
+    gateway = parts.coordinator(parts.start("serve", "--port", "0"))
     key = gateway.books.open_account(5_000_000)
     canary = f"canary-{secrets.token_hex(12)}"
     with agent(tmp_path, gateway.url, tiny_model) as machine:
@@ -127,7 +66,7 @@ def test_no_prompt_enters_a_message_a_table_or_a_log(parts: Parts, tmp_path: Pat
                 target=lambda: answers.append(client.post("/v1/chat/completions", json=ask).status_code)
             )
             asking.start()
-            body = eventually(lambda: _peek("dispatch"), "the dispatch message")
+            body = eventually(lambda: _peek(parts.env["DARKBLOOM_BROKER_URL"], "dispatch"), "the dispatch message")
             assert MODEL.encode() in body
             assert canary.encode() not in body
             parts.start("schedule")
@@ -147,7 +86,7 @@ def test_a_gateway_killed_with_a_request_open_has_it_released_by_the_scheduler(
     parts: Parts, tmp_path: Path, endless_model: Path
 ) -> None:
     parts.start("schedule")
-    gateway = Coordinator(parts.start("serve", "--port", "0"), parts.env["DARKBLOOM_DATABASE_URL"])
+    gateway = parts.coordinator(parts.start("serve", "--port", "0"))
     key = gateway.books.open_account(5_000_000)
     with agent(tmp_path, gateway.url, endless_model):
         eventually(lambda: "endless" in gateway.models(key.secret), "the agent to be routable")
@@ -160,9 +99,9 @@ def test_a_gateway_killed_with_a_request_open_has_it_released_by_the_scheduler(
     gateway.books.require_balanced()
 
 
-def _peek(queue: str) -> bytes | None:
+def _peek(broker: str, queue: str) -> bytes | None:
     """A message of a queue, left where it is; None while there is none."""
-    channel = _channel()
+    channel = channel_to(broker)
     try:
         method, _, body = channel.basic_get(queue)
         if method is None:
