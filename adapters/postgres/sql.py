@@ -7,10 +7,12 @@ The read models' own statements stand with them in ``projections``.
 
 LOOK_UP_BY_KEY = """
 SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
-       set_config('enable_mergejoin', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+       set_config('enable_mergejoin', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+       set_config('jit', 'off', false)
 """
 """For the writer's session, whose statements all look rows up by their keys. A plan that was made while the log was
-small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed."""
+small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed. The few
+scans that must be (the head is one row) look dear to the planner then, so it must not compile them."""
 
 LOCK_HEAD = "SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE"
 """Take the log's one lock; nobody else decides or appends until this transaction ends."""

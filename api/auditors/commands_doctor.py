@@ -10,7 +10,9 @@ import psycopg
 
 from api import bootstrap
 from api.command_line import data_dir_option, explained, settings_of
-from projections.doctor import Diagnosis, Finding, examine
+from projections import transparency
+from projections.audit import tree
+from projections.doctor import Connection, Diagnosis, Finding, examine
 
 
 @click.command()
@@ -27,10 +29,19 @@ def doctor(as_json: bool, sample: int | None, data_dir: Path | None) -> None:
     """Check every invariant of the books. Exit code 1 when one is violated."""
     settings = settings_of(data_dir=data_dir)
     with bootstrap.database_of_command(settings) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
-        diagnosis = examine(connection, newest=sample)
+        diagnosis = examine(connection, newest=sample, more={} if sample else {14: _against_the_tree})
     click.echo(_as_json(diagnosis) if as_json else _as_lines(diagnosis))
     if not diagnosis.healthy:
         raise SystemExit(1)
+
+
+def _against_the_tree(connection: Connection) -> str | None:
+    """Whether the events still are the leaves of the tree, and the tree the one that was signed."""
+    found = tree.verify(connection, 1, transparency.tree_size(connection))
+    if found.ok:
+        return None
+    where = f" at position {found.first_bad_position}" if found.first_bad_position else ""
+    return f"the log and its Merkle tree differ{where}; see 'darkbloomd audit verify'"
 
 
 def _as_json(diagnosis: Diagnosis) -> str:

@@ -14,14 +14,20 @@ from projections.balances import Balances
 from projections.open_requests import OpenRequests
 from projections.usage import UsageEntries
 
-STEPS = ("connect", "preload", "lock", "decide", "append", "commit", "wake")
+STEPS = ("connect", "preload", "load", "lock", "decide", "append", "commit", "wake")
 STATEMENTS = tuple(f"statement {number}" for number in range(6))
 """What a commit sends, by its place; a batch that changes little sends fewer."""
+
+OUTCOME_POINTS = ("before was_committed", "after was_committed")
+"""Only a writer whose connection broke at a commit comes here."""
 
 POINTS = (
     *(f"{when} {what}" for what in (*STEPS, *STATEMENTS, "COMMIT") for when in ("before", "after")),
     "while COMMIT",
+    *OUTCOME_POINTS,
 )
+"""Every place to die at. A commit's statements are sent without waiting, so after COMMIT it was sent; it was answered
+before wake."""
 
 
 class FaultyWriter(LedgerWriter):
@@ -63,6 +69,11 @@ class FaultyWriter(LedgerWriter):
         super()._preload(connection, batch)
         self.passes("after preload")
 
+    def _load(self, connection: Any, refs: Any) -> None:
+        self.passes("before load")
+        super()._load(connection, refs)
+        self.passes("after load")
+
     def _lock(self, connection: Any) -> Any:
         self.passes("before lock")
         locked = super()._lock(connection)
@@ -87,6 +98,12 @@ class FaultyWriter(LedgerWriter):
         super()._commit(_Statements(connection, self), unit, head)
         self.passes("after commit")
 
+    def _was_committed(self, unit: Any, head: int) -> bool:
+        self.passes("before was_committed")
+        answer = super()._was_committed(unit, head)
+        self.passes("after was_committed")
+        return answer
+
     def _wake(self, batch: Any) -> None:
         self.passes("before wake")
         super()._wake(batch)
@@ -98,7 +115,9 @@ class AcknowledgesTooEarly(FaultyWriter):
 
     def _commit(self, connection: Any, unit: Any, head: int) -> None:
         LedgerWriter._wake(self, self._batch)
-        time.sleep(0.05)  # long enough for the callers to hear it
+        if unit.events:
+            time.sleep(0.3)  # long enough for the callers to hear it
+            self.passes("acknowledged")
         super()._commit(connection, unit, head)
 
 
@@ -114,6 +133,7 @@ class CommitsInParts(FaultyWriter):
         )
         connection.execute("COMMIT")
         connection.execute("BEGIN")
+        self.passes("between the parts")
         super()._append(connection, unit, head, done + 1)
 
 

@@ -1,8 +1,8 @@
 """The process that dies: ``python -m tests.chaos.worker URL FOLDER SEED WRITER POINT OCCURRENCE COMMANDS``.
 
-It runs random business through one writer, many commands at a time, until it is killed, has run so many commands, or
-its standard input ends. In the folder it keeps ``intents``, what each batch is about to commit, and ``acknowledged``,
-what the writer said was committed.
+It runs random business through one writer, from threads and from coroutines, until it is killed, has run so many
+commands, or its standard input ends. In the folder it keeps ``intents``, what each batch is about to commit, and
+``acknowledged``, what the writer said was committed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,16 +23,17 @@ from domain.errors import DarkbloomError, LedgerUnavailable
 from tests.chaos.faulty_writer import WRITERS
 from tests.support.random_business import random_commands
 
-CUSTOMERS = 12
+COROUTINES = 8
+THREADS = 4
 
 
 async def work(writer: LedgerWriter, commands: Iterator[Any], acknowledged: int, stopping: threading.Event) -> None:
-    async def customer() -> None:
+    async def customer(run: Callable[[Any], Awaitable[Any]]) -> None:
         for command in commands:
             if stopping.is_set():
                 return
             try:
-                await writer.run(command)
+                await run(command)
             except LedgerUnavailable:
                 await asyncio.sleep(0.02)
             except DarkbloomError:
@@ -40,7 +41,10 @@ async def work(writer: LedgerWriter, commands: Iterator[Any], acknowledged: int,
             else:
                 os.write(acknowledged, f"{command.correlation_id}\n".encode())
 
-    await asyncio.gather(*(customer() for _ in range(CUSTOMERS)))
+    def in_a_thread(command: Any) -> Awaitable[Any]:
+        return asyncio.to_thread(writer.execute, command)
+
+    await asyncio.gather(*map(customer, [writer.run] * COROUTINES + [in_a_thread] * THREADS))
 
 
 def marked(seed: str, count: int) -> Iterator[Any]:
