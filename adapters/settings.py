@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """How long the reply to a request with an idempotency key is kept."""
 
     queue_depth_max: int = 10
-    """Requests that may wait for one model; one more is refused."""
+    """Requests that may wait for one model. One more is refused, or the last one of an account that has more."""
 
     queue_wait_seconds: float = 120.0
     no_provider_wait_seconds: float = 15.0

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -153,7 +154,7 @@ async def test_requests_wait_for_a_slot_and_are_served_in_order(up: Coordinator,
 
 
 async def test_a_full_queue_refuses_with_retry_after(up: Coordinator, client: httpx.AsyncClient) -> None:
-    up.books.rows("DELETE FROM model_demand RETURNING 1")  # nobody knows how long requests take
+    ask = ASK | {"model": "nobody-knows-how-long-it-takes"}
     may_finish = asyncio.Event()
 
     async def wait(machine: Machine, job: Job) -> None:
@@ -161,8 +162,8 @@ async def test_a_full_queue_refuses_with_retry_after(up: Coordinator, client: ht
         await may_finish.wait()
         await answer_at_once(machine, job)
 
-    async with Machine(up.url, wait, concurrency=1).connected():
-        tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=ASK)) for _ in range(12)]
+    async with Machine(up.url, wait, concurrency=1, model=ask["model"]).connected():
+        tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=ask)) for _ in range(12)]
         refused, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         (answer,) = {task.result() for task in refused}
         assert answer.status_code == 503
@@ -174,35 +175,30 @@ async def test_a_full_queue_refuses_with_retry_after(up: Coordinator, client: ht
 
 
 @asynccontextmanager
-async def a_busy_machine(up: Coordinator, client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """The only machine, whose one slot is taken for as long as the block lasts."""
+async def a_busy_machine(
+    up: Coordinator, client: httpx.AsyncClient, model: str, *, slot_seconds: float
+) -> AsyncGenerator[dict[str, Any], None]:
+    """A request that finds the one slot for its model taken, which requests usually keep for so long. Each test has a
+    model of its own: what the coordinator learnt of others is written a moment later."""
+    ask = ASK | {"model": model}
 
     async def hold(machine: Machine, job: Job) -> None:
         await job.accept()
         await job.cancelled.wait()
 
-    async with Machine(up.url, hold, concurrency=1).connected() as machine:
-        asking = asyncio.create_task(client.post("/v1/chat/completions", json=ASK))
+    async with Machine(up.url, hold, concurrency=1, model=model).connected() as machine:
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=ask))
         await asyncio.to_thread(eventually, lambda: machine.jobs, "the machine to be at work")
-        yield
+        up.books.rows("UPDATE model_demand SET slot_seconds = %s WHERE model = %s RETURNING 1", slot_seconds, model)
+        yield ask
         asking.cancel()
-
-
-def requests_take(up: Coordinator, seconds: float) -> None:
-    up.books.rows(
-        "INSERT INTO model_demand (model, slot_seconds) VALUES (%s, %s) "
-        "ON CONFLICT (model) DO UPDATE SET slot_seconds = excluded.slot_seconds RETURNING 1",
-        MODEL,
-        seconds,
-    )
 
 
 async def test_a_wait_beyond_the_time_that_a_request_has_is_refused_at_once(
     up: Coordinator, client: httpx.AsyncClient
 ) -> None:
-    async with a_busy_machine(up, client):
-        requests_take(up, 900.0)
-        answer = await client.post("/v1/chat/completions", json=ASK)
+    async with a_busy_machine(up, client, "slow", slot_seconds=900.0) as ask:
+        answer = await client.post("/v1/chat/completions", json=ask)
 
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "30"
@@ -218,20 +214,19 @@ async def test_the_account_that_crowds_a_full_queue_makes_room_and_is_told_when_
     up: Coordinator, client: httpx.AsyncClient, key: Key
 ) -> None:
     modest = up.books.open_account(1_000_000)
-    async with a_busy_machine(up, client):
-        requests_take(up, 2.0)
+    async with a_busy_machine(up, client, "crowded", slot_seconds=2.0) as ask:
 
         def waiting(account_id: str) -> int:
             [(count,)] = up.books.rows("SELECT count(*) FROM waiters WHERE account_id = %s", account_id)
             assert isinstance(count, int)
             return count
 
-        greedy = [asyncio.create_task(client.post("/v1/chat/completions", json=ASK)) for _ in range(10)]
+        greedy = [asyncio.create_task(client.post("/v1/chat/completions", json=ask)) for _ in range(10)]
         await asyncio.to_thread(eventually, lambda: waiting(key.account_id) == 10, "the queue to be full")
         async with httpx.AsyncClient(
             base_url=up.url, headers={"Authorization": f"Bearer {modest.secret}"}, timeout=60.0
         ) as other:
-            asked = asyncio.create_task(other.post("/v1/chat/completions", json=ASK))
+            asked = asyncio.create_task(other.post("/v1/chat/completions", json=ask))
             [refused], _ = await asyncio.wait(greedy, timeout=30, return_when=asyncio.FIRST_COMPLETED)
             answer = refused.result()
             assert (waiting(key.account_id), waiting(modest.account_id)) == (9, 1)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator
 from uuid import uuid4
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,8 +17,9 @@ from domain.routing import Cost, Reason
 from tests.support.ledger_commands import GATEWAY, MODEL
 from tests.support.ledger_machines import connected, lease
 from tests.support.ledger_waiting import Connection
+from tests.support.owned import Owned
 
-pytest_plugins = ["tests.support.ledger_fixtures"]
+pytest_plugins = ["tests.support.ledger_fixtures", "tests.support.role_fixtures"]
 
 
 @pytest.fixture
@@ -110,3 +112,10 @@ def test_a_queue_has_a_line(ledger: str, gateway: GatewayFleet, look: Connection
     assert lines(run(ledger))[-1] == (
         f"queue of {MODEL}: 3 waiting (accounts: 2), the oldest for 0 s; a request lately took a slot for 7.5 s"
     )
+
+
+def test_the_role_of_an_auditor_is_enough(owned: Owned) -> None:
+    with psycopg.connect(owned.owner, autocommit=True) as connection:
+        lease(connection)
+    assert lines(run(owned.auditor)) == ["no machine ever connected"]
+    assert lines(run(owned.auditor, "explain", MODEL)) == [f"no connected machine offers {MODEL}"]
