@@ -96,6 +96,7 @@ class Coordinator:
             timeouts=timeouts,
             end_later=self.end_later,
             observe=fleet.observe,
+            unreachable=relay.unreachable if relay is not None else tuple,
         )
         self.surroundings = Surroundings(
             ledger=ledger,

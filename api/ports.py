@@ -201,6 +201,10 @@ class RelayedAnswer(AbstractAsyncContextManager[Any], Protocol):
 class Relay(Protocol):
     """The machines on other gateways' sockets."""
 
+    def unreachable(self) -> tuple[str, ...]:
+        """Gateways that were just found out of reach."""
+        ...
+
     async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:
         """Hand a machine a sealed request. Raises ConnectionError when it or its gateway is gone."""
         ...

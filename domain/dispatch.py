@@ -16,7 +16,8 @@ from domain.routing import ANY_MACHINE, Constraints, Snapshot
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
 
-    ``excluded`` are sessions that already failed this request, ``reply_to`` is the gateway that holds the prompt.
+    ``excluded`` are sessions that already failed this request and gateways that are out of reach, ``reply_to`` is the
+    gateway that holds the prompt.
     """
 
     request_id: UUID

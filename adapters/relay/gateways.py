@@ -6,7 +6,8 @@ sections 7 and 8.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any
 from uuid import UUID
@@ -24,11 +25,17 @@ from domain.protocol import COORDINATOR_INBOUND_BYTES_MAX, InferenceRequest
 from domain.relay import JOB_PATH, JOBS_PATH, SILENCE_SECONDS_MAX, VIOLATIONS_PATH, JobFrame, Violation
 from domain.routing import Snapshot
 
+GONE = 410
+"""The one refusal that concerns a machine and not its gateway."""
+
 CONNECT_SECONDS = 2.0
 WRITE_SECONDS = 10.0
 STREAMS_MAX = 2_000
 IDLE_CONNECTIONS_MAX = 100
 KNOWN_GATEWAYS_MAX = 1_000
+
+OUT_OF_REACH_SECONDS = 10.0
+"""For so long, second attempts pass over the machines of a gateway that did not answer."""
 
 _frame = msgspec.json.Decoder(JobFrame)
 
@@ -36,8 +43,9 @@ _frame = msgspec.json.Decoder(JobFrame)
 class RelayedAnswer:
     """The frames of one job. Leaving the context early tells the other gateway to stop the machine."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, on_broken: Callable[[], None]) -> None:
         self._response = response
+        self._on_broken = on_broken
 
     async def __aenter__(self) -> RelayedAnswer:
         return self
@@ -65,6 +73,7 @@ class RelayedAnswer:
                 if size > COORDINATOR_INBOUND_BYTES_MAX:
                     raise ConnectionError("a relayed frame is too large")
         except (httpx.HTTPError, httpx.StreamError) as error:
+            self._on_broken()
             raise ConnectionError(type(error).__name__) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise ConnectionError("a relayed frame cannot be read") from None
@@ -76,6 +85,7 @@ class GatewayRelay:
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection], secret: str) -> None:
         self._pool = pool
         self._urls: dict[str, str] = {}
+        self._out_of_reach: dict[str, float] = {}
         self._client = httpx.AsyncClient(
             headers={SECRET_HEADER: secret},
             timeout=httpx.Timeout(SILENCE_SECONDS_MAX, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=1.0),
@@ -86,30 +96,43 @@ class GatewayRelay:
     async def close(self) -> None:
         await self._client.aclose()
 
+    def unreachable(self) -> tuple[str, ...]:
+        """Gateways that were just found out of reach."""
+        now = time.monotonic()
+        self._out_of_reach = {gateway: until for gateway, until in self._out_of_reach.items() if until > now}
+        return tuple(self._out_of_reach)
+
     async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:
         """Returns when the machine's own gateway has handed it the request. Raises ConnectionError when it did not."""
         url = await self._url_of(machine) + JOBS_PATH.format(session_id=machine.session_id)
         asking = self._client.build_request("POST", url, content=protocol.encode(request).encode())
-        response = await self._send(asking, stream=True)
-        return RelayedAnswer(response)
+        response = await self._send(machine, asking, stream=True)
+        return RelayedAnswer(response, lambda: self._note_broken(machine))
 
     async def cancel(self, machine: Snapshot, job_id: str) -> None:
         """Raises ConnectionError when the job is not known there any more."""
         url = await self._url_of(machine) + JOB_PATH.format(session_id=machine.session_id, job_id=job_id)
-        await self._send(self._client.build_request("DELETE", url))
+        await self._send(machine, self._client.build_request("DELETE", url))
 
     async def violated(self, machine: Snapshot, what: str) -> None:
         """Raises ConnectionError when the machine is not there any more."""
         url = await self._url_of(machine) + VIOLATIONS_PATH.format(session_id=machine.session_id)
-        await self._send(self._client.build_request("POST", url, content=msgspec.json.encode(Violation(what))))
+        telling = self._client.build_request("POST", url, content=msgspec.json.encode(Violation(what)))
+        await self._send(machine, telling)
 
-    async def _send(self, asking: httpx.Request, **how: Any) -> httpx.Response:
+    def _note_broken(self, machine: Snapshot) -> None:
+        self._out_of_reach[machine.gateway_id] = time.monotonic() + OUT_OF_REACH_SECONDS
+
+    async def _send(self, machine: Snapshot, asking: httpx.Request, **how: Any) -> httpx.Response:
         try:
             response = await self._client.send(asking, **how)
         except httpx.HTTPError as error:
+            self._note_broken(machine)
             raise ConnectionError(type(error).__name__) from None
         if response.status_code not in (200, 204):
             await response.aclose()
+            if response.status_code != GONE:
+                self._note_broken(machine)
             raise ConnectionError(f"the machine's gateway answered {response.status_code}")
         return response
 

@@ -86,7 +86,7 @@ _STOPS = {
 
 class Tools(NamedTuple):
     """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written, ``observe``
-    takes what a machine did."""
+    takes what a machine did, ``unreachable`` names gateways that were just found out of reach."""
 
     jobs: Jobs
     fleet: Fleet
@@ -96,6 +96,7 @@ class Tools(NamedTuple):
     timeouts: Timeouts
     end_later: Callable[[SettleJob | ReleaseJob], None]
     observe: Callable[[str, Observation], None]
+    unreachable: Callable[[], tuple[str, ...]] = tuple
 
 
 class Inference:
@@ -202,6 +203,8 @@ class Inference:
     async def _find_machine(self, number: int) -> Assigned:
         timeouts = self._tools.timeouts
         deadline = self._started_at + timeouts.first_content
+        may_wait = number == 1  # and then it may be dispatched much later, when a gateway out of reach may be back
+        out_of_reach = () if may_wait else self._tools.unreachable()
         await self._tools.jobs.send(
             DispatchJob(
                 request_id=self.request_id,
@@ -211,11 +214,11 @@ class Inference:
                 size_gb=self._size_gb,
                 prompt_tokens=self._bounds.prompt_estimate,
                 output_tokens=self._bounds.output_estimate,
-                excluded=tuple(self._excluded),
+                excluded=(*self._excluded, *out_of_reach),
                 failures=tuple(self._failures),
                 reply_to=self._tools.gateway_id(),
                 deadline=time.time() + min(timeouts.queue_wait, deadline - time.monotonic()),
-                may_wait=number == 1,
+                may_wait=may_wait,
                 constraints=self._constraints,
             )
         )

@@ -24,7 +24,8 @@ ANY_MACHINE = Constraints()
 class Demand(msgspec.Struct, frozen=True):
     """One request. Sizes are estimates in tokens, ``size_gb`` is the model's in GiB and 0 when nobody knows it.
 
-    ``excluded`` are sessions that already failed this request. With ``nobody_else``, no healthy machine offers the
+    ``excluded`` are sessions that already failed this request, and gateways that are out of reach with all their
+    machines. With ``nobody_else``, no healthy machine offers the
     model, so one that is put aside may be asked.
     """
 

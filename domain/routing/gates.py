@@ -114,7 +114,7 @@ class Reason(StrEnum):
     )
     EXCLUDED = (
         "excluded",
-        "the machine already failed this request",
+        "the machine already failed this request, or its gateway is out of reach",
         "look into the agent's log; it concerns one request",
     )
 
@@ -161,7 +161,7 @@ def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now
         not _fits(candidate, slot, demand, policy),
         bool(asked.allowed) and not _is_named(machine, asked.allowed),
         bool(asked.only_account) and machine.account_id != asked.only_account,
-        machine.session_id in demand.excluded,
+        machine.session_id in demand.excluded or machine.gateway_id in demand.excluded,
     )
     return tuple(compress(_GATES, closed)) if True in closed else ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import signal
@@ -248,20 +249,32 @@ async def test_only_who_knows_the_secret_reaches_the_machines_of_a_gateway(site:
         assert machine.status.status == "online"
 
 
-async def test_a_gateway_with_another_secret_gets_no_answer_from_machines_of_the_others(
-    site: Site, tmp_path: Path
-) -> None:
-    stranger = site.parts.coordinator(
-        site.parts.start("serve", "--port", "0", name="stranger", env={"DARKBLOOM_INTERNAL_SECRET": "another"})
-    )
-    async with Machine(site.far.url).connected() as machine:
-        headers = {"Authorization": f"Bearer {site.key.secret}"}
-        async with httpx.AsyncClient(base_url=stranger.url, headers=headers, timeout=60.0) as client:
-            answer = await client.post("/v1/chat/completions", json=asking())
-    assert answer.status_code == 503
-    assert not machine.jobs
-    assert site.ends() == ["RequestReleased"]
-    assert site.balance() == (CREDIT, 0, 0)
+async def test_the_machines_of_a_gateway_with_another_secret_are_out_of_reach(site: Site) -> None:
+    stranger = site.parts.start("serve", "--port", "0", name="stranger", env={"DARKBLOOM_INTERNAL_SECRET": "another"})
+    url = site.parts.coordinator(stranger).url
+    async with Machine(url).connected() as machine, Machine(url).connected() as sibling, site.client() as client:
+        refused = await client.post("/v1/chat/completions", json=asking())
+        async with Machine(site.near.url).connected():
+            answers = [await client.post("/v1/chat/completions", json=asking()) for _ in range(4)]
+    assert refused.status_code == 502
+    assert refused.json()["error"]["message"].startswith("No machine answered after 1 attempt;")
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert (machine.jobs, sibling.jobs) == ({}, {})
+    assert site.ends() == ["RequestReleased", *["RequestSettled"] * 4]
+    assert site.balance() == (CREDIT - 400, 0, 0)
+
+
+async def test_a_dead_gateway_with_many_machines_takes_one_attempt_of_a_request(site: Site) -> None:
+    async with contextlib.AsyncExitStack() as machines:
+        for _ in range(4):
+            await machines.enter_async_context(Machine(site.far.url, concurrency=64).connected())
+        near = await machines.enter_async_context(Machine(site.near.url, concurrency=1).connected())
+        client = await machines.enter_async_context(site.client())
+        site.far.process.kill_9()
+        answer = await client.post("/v1/chat/completions", json=asking())
+        assert len(near.jobs) == 1
+    assert answer.status_code == 200
+    assert site.ends() == ["RequestSettled"]
 
 
 async def _read_first_content(client: httpx.AsyncClient) -> None:
