@@ -172,6 +172,35 @@ async def test_a_gateway_killed_mid_answer_ends_the_stream_with_an_error_and_cos
     site.near.books.require_balanced()
 
 
+async def test_a_gateway_that_lost_its_lease_stops_its_machines_and_the_request_goes_elsewhere(site: Site) -> None:
+    asked, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hold_back(machine: Machine, job: Job) -> None:
+        await job.accept()
+        asked.set()
+        await job.cancelled.wait()
+        cancelled.set()
+
+    async with Machine(site.far.url, hold_back).connected(), site.client() as client:
+        request = asyncio.create_task(client.post("/v1/chat/completions", json=asking()))
+        await asked.wait()
+        async with Machine(site.near.url).connected():
+            site.near.books.rows(
+                "UPDATE gateways SET lease_until = now() - interval '1 second'"
+                " WHERE internal_url = %s RETURNING gateway_id",
+                site.far.url,
+            )
+            answer = await request
+        async with asyncio.timeout(10):
+            await cancelled.wait()
+
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello, world"
+    assert site.ends() == ["RequestSettled"]
+    assert "lost its lease" in site.far.process.log()
+    site.near.books.require_balanced()
+
+
 async def test_a_gateway_that_stops_lets_the_jobs_on_its_machines_finish(site: Site) -> None:
     asked, may_finish = asyncio.Event(), asyncio.Event()
 

@@ -245,6 +245,26 @@ async def test_candidates_are_the_gateway_s_machines_with_what_is_in_flight_on_e
     assert candidate.load == Load(requests_all=3, requests_model=2, output_tokens_model=42)
 
 
+async def test_what_comes_free_wakes_and_offers_to_the_consumers_of_every_gateway_once_they_relay(
+    ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    elsewhere = uuid4()
+    waiter = job(reply_to=elsewhere)
+    open_requests_of(look, waiter)
+    fleet.park(waiter, seconds=600, depth_max=10)
+    assert await gateway.announce(machine(), routable=True) == []
+    assert await gateway.offers() != []
+    async with make_async_pool(ledger, size_max=1) as pool:
+        other = GatewayFleet(pool, lambda: elsewhere)
+        assert await other.offers() == []
+        relaying = GatewayFleet(pool, lambda: elsewhere, relayed=True)
+        assert [one.gateway_id for one in await relaying.offers()] == [str(GATEWAY)]
+
+        woken = await GatewayFleet(pool, lambda: GATEWAY, relayed=True).announce(machine(), routable=True)
+
+    assert woken == [waiter]
+
+
 async def test_a_machine_that_moved_to_another_gateway_id_is_found_there(
     fleet: SchedulerFleet, gateway: GatewayFleet
 ) -> None:

@@ -8,12 +8,13 @@ from random import Random
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.writer import LedgerWriter
 from adapters.scheduler.decision import Decision
-from adapters.scheduler.fleet import SchedulerFleet
+from adapters.scheduler.fleet import NARROWED_MAX, SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob
 from domain.routing import Candidate, Constraints, Demand, Health, Observation, Policy, Snapshot, choose
@@ -240,6 +241,36 @@ async def test_machines_of_other_gateways_are_candidates_once_gateways_relay(
     choice = Decision(fleet, POLICY, Random(1), relayed=True).choose(DEMAND, GATEWAY)
     assert choice is not None
     assert choice.candidate.snapshot == elsewhere
+
+
+async def test_a_machine_that_another_gateway_put_aside_stays_so_when_its_own_announces_it(
+    ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet
+) -> None:
+    """Its own gateway does not know yet how it fared with the consumers of others."""
+    hole, good = await connected(gateway, decode_tps=500.0), await connected(gateway, decode_tps=5.0)
+    async with make_async_pool(ledger, size_max=1) as pool:
+        await fail(GatewayFleet(pool, uuid4, relayed=True), hole, 3)
+    assert gateway.health_of(hole.machine_id).failures_in_row == 0
+
+    await gateway.announce(hole, routable=True)
+
+    narrowed = fleet.cheapest(DEMAND, POLICY, None)
+    assert [one.snapshot for one in narrowed.candidates] == [good]
+
+
+async def test_a_gateway_out_of_reach_takes_all_its_machines_with_it(
+    fleet: SchedulerFleet, gateway: GatewayFleet
+) -> None:
+    out_of_reach = uuid4()
+    for _ in range(NARROWED_MAX + 1):
+        await connected(gateway, gateway_id=out_of_reach, decode_tps=500.0)
+    good = await connected(gateway, decode_tps=5.0)
+    demand = msgspec.structs.replace(DEMAND, excluded=frozenset({str(out_of_reach)}))
+
+    choice = Decision(fleet, POLICY, Random(1), relayed=True).choose(demand, GATEWAY)
+
+    assert choice is not None
+    assert choice.candidate.snapshot == good
 
 
 async def test_a_model_that_a_machine_cannot_serve_is_not_routed_to_it(
