@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535)
 
     internal_url: str = ""
-    """Where schedulers reach this gateway. Empty: its own host and port over plain HTTP."""
+    """Where schedulers and other gateways reach this gateway. Empty: its own host and port over plain HTTP."""
 
     internal_secret: str = ""
     """Shared by gateways and schedulers to recognise each other. Needed when they are apart, and with it gateways relay
