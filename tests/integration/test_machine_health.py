@@ -252,7 +252,7 @@ async def test_a_machine_that_another_gateway_put_aside_stays_so_when_its_own_an
         await fail(GatewayFleet(pool, uuid4, relayed=True), hole, 3)
     assert gateway.health_of(hole.machine_id).failures_in_row == 0
 
-    await gateway.announce(hole, routable=True)
+    await gateway.announce(msgspec.structs.replace(hole, capacity=hole.capacity + 1), routable=True)
 
     narrowed = fleet.cheapest(DEMAND, POLICY, None)
     assert [one.snapshot for one in narrowed.candidates] == [good]
