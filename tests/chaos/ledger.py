@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -95,14 +96,22 @@ class Round:
         with psycopg.connect(url, autocommit=True) as look:
             self._begins_after = _head(look)
 
-    def start(self, url: str, point: str = "never", occurrence: int = 1) -> subprocess.Popen[bytes]:
+    @contextmanager
+    def start(
+        self, url: str, point: str = "never", occurrence: int = 1
+    ) -> Generator[subprocess.Popen[bytes], None, None]:
+        """The process. One that has not ended when the context does is killed: something went wrong, and is raised."""
         arguments = (url, self._folder.name, self._seed, self._writer, point, str(occurrence), str(self._count))
-        return subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.worker", *arguments],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def acknowledged(self) -> list[str]:
         return self._lines("acknowledged")
