@@ -6,6 +6,7 @@ It holds sizes, quotes and ids, never a prompt. The jobs inside are the attempts
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 from uuid import UUID, uuid5
 
@@ -15,6 +16,7 @@ from domain.eventsourced import Aggregate, DomainEvent
 from domain.pricing import Quote
 
 
+@lru_cache(maxsize=16_384)
 def job_id_of(request_id: UUID, attempt: int) -> UUID:
     """The id of one attempt: the same attempt always has the same one."""
     return uuid5(request_id, str(attempt))

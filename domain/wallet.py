@@ -207,5 +207,6 @@ class Wallet(Aggregate):
     def check(self) -> None:
         if min(self.promotional, self.purchased, self.reward, self.referral, self.provider, self.held) < 0:
             raise InvariantViolated(f"wallet {self.id}: a bucket is below zero")
-        if self.balance < 0 or not 0 <= self.withdrawable <= self.balance:
+        balance = self.balance
+        if balance < 0 or not 0 <= self.withdrawable <= balance:
             raise InvariantViolated(f"wallet {self.id}: the balance is below zero or below what is withdrawable")

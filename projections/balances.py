@@ -37,6 +37,8 @@ TAKE_UP = "DELETE FROM wallets_set_aside WHERE wallet_id = ANY(%s) RETURNING wal
 class Balances:
     """Written with the events themselves, from the wallets that they left behind."""
 
+    needs_final_state = True
+
     def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]:
         wallets = written.changed(Wallet)
         if wallets:

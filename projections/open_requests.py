@@ -44,6 +44,7 @@ class OpenRequests:
 
     name = "open_requests"
     events: Sequence[type[DomainEvent]] = (RequestAdmitted, RequestSettled, RequestReleased)
+    needs_final_state = False
     only_adds = False
 
     def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]:

@@ -42,6 +42,7 @@ class UsageEntries:
 
     name = "usage_entries"
     events: Sequence[type[DomainEvent]] = (RequestSettled,)
+    needs_final_state = False
     only_adds = True
 
     def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]:

@@ -44,9 +44,9 @@ class AggregateCache:
     def put(self, aggregate: Aggregate) -> None:
         self._aggregates[aggregate.id.int] = aggregate
 
-    def evict(self, ids: Iterable[UUID]) -> None:
-        for aggregate_id in ids:
-            self._aggregates.pop(aggregate_id.int, None)
+    def evict(self, aggregates: Iterable[Aggregate]) -> None:
+        for aggregate in aggregates:
+            self._aggregates.pop(aggregate.id.int, None)
 
     def clear(self) -> None:
         self._aggregates.clear()
@@ -59,17 +59,17 @@ class AggregateCache:
 class BatchUnit:
     """Runs the commands of one batch in order, each seeing what those before it recorded.
 
-    ``touched`` are the aggregates that the batch changes so far, by id.
+    ``touched`` are the aggregates that the batch changes so far, by the number inside of their id.
     """
 
     def __init__(self, cache: AggregateCache, now: datetime) -> None:
         self.now = now
         self.events: list[DomainEvent] = []
-        self.touched: dict[UUID, Aggregate] = {}
+        self.touched: dict[int, Aggregate] = {}
         self._cache = cache
         self._command: Command[Any] | None = None
-        self._changing: dict[UUID, Aggregate] = {}
-        self._before: dict[UUID, Aggregate] = {}
+        self._changing: dict[int, Aggregate] = {}
+        self._before: dict[int, Aggregate] = {}
 
     def run(self, command: Command[R]) -> R:
         """Run one command; when it raises, everything it recorded is undone and its neighbours do not notice."""
@@ -101,7 +101,7 @@ class BatchUnit:
 
     def record(self, aggregate: Aggregate, event: type[DomainEvent], **payload: Any) -> None:
         assert self._command is not None
-        if aggregate.id not in self._changing:
+        if aggregate.id.int not in self._changing:
             self._begin_to_change(aggregate)
         recorded = event(
             originator_id=aggregate.id,
@@ -116,25 +116,26 @@ class BatchUnit:
         self.events.append(recorded)
 
     def _begin_to_change(self, aggregate: Aggregate) -> None:
-        self._changing[aggregate.id] = aggregate
-        if aggregate.id not in self.touched:
-            self.touched[aggregate.id] = aggregate
+        number = aggregate.id.int
+        self._changing[number] = aggregate
+        if number not in self.touched:
+            self.touched[number] = aggregate
             if aggregate.version:  # what was blank before is made anew instead of kept
-                self._before[aggregate.id] = aggregate.copy()
+                self._before[number] = aggregate.copy()
 
     def _roll_back(self, mark: int) -> None:
         """Drop the events after the mark, and put what they changed back: its state before the batch, and on it what
         this batch's earlier commands recorded. Failing after recording is rare, so that is where the work is done."""
         del self.events[mark:]
-        for aggregate_id, changed in self._changing.items():
-            before = self._before.get(aggregate_id)
-            aggregate = type(changed)(aggregate_id) if before is None else before.copy()
+        for number, changed in self._changing.items():
+            before = self._before.get(number)
+            aggregate = type(changed)(changed.id) if before is None else before.copy()
             for event in self.events:
-                if event.originator_id == aggregate_id:
+                if event.originator_id == changed.id:
                     event.evolve(aggregate)
             self._cache.put(aggregate)
             if aggregate.version == (before.version if before else 0):
-                self.touched.pop(aggregate_id)
-                self._before.pop(aggregate_id, None)
+                self.touched.pop(number)
+                self._before.pop(number, None)
             else:
-                self.touched[aggregate_id] = aggregate
+                self.touched[number] = aggregate

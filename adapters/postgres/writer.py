@@ -27,6 +27,7 @@ from adapters.postgres.arrays import pack_lists
 from adapters.postgres.mapper import EventMapper
 from adapters.postgres.pool import KEEPALIVE
 from adapters.postgres.unit import AggregateCache, BatchUnit, NotLoaded
+from domain import events
 from domain.errors import (
     DarkbloomError,
     InternalError,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 Connection = psycopg.Connection[tuple[Any, ...]]
+Rows = psycopg.Cursor[tuple[Any, ...]]
 
 TAIL_EVENTS_MAX = 20_000
 """Further behind than this, starting again from an empty cache is cheaper than catching up."""
@@ -59,7 +61,13 @@ OUTCOME_SECONDS_MAX = 30.0
 
 
 class InlineProjection(Protocol):
-    """A read model that must show a write at once: its statements run in the write's own transaction."""
+    """A read model that must show a write at once: its statements run in the write's own transaction.
+
+    With ``needs_final_state`` they are asked for once, when the batch is decided; otherwise for each part of its
+    events, so that PostgreSQL runs them while the next part is decided.
+    """
+
+    needs_final_state: bool
 
     def statements(self, written: Written) -> Iterable[tuple[str, Sequence[Any]]]: ...
 
@@ -103,7 +111,8 @@ class LedgerWriter:
         cache_max: int = 50_000,
     ) -> None:
         self._dsn = dsn
-        self._inline = tuple(inline)
+        self._inline_by_part = [projection for projection in inline if not projection.needs_final_state]
+        self._inline_at_end = [projection for projection in inline if projection.needs_final_state]
         self._clock = clock
         self._queue_max = queue_max
         self._batch_max = batch_max
@@ -221,7 +230,7 @@ class LedgerWriter:
                     self._append(connection, unit, head, done)
                 self._commit(connection, unit, head)
         except psycopg.Error as error:
-            self._cache.evict(unit.touched)
+            self._cache.evict(unit.touched.values())
             self._lose_connection(error)
             if not isinstance(error, psycopg.OperationalError) or not self._was_committed(unit, head):
                 self._fail(batch, LedgerUnavailable())
@@ -230,7 +239,7 @@ class LedgerWriter:
             self._halt(batch, violation)
             return
         except BaseException:
-            self._cache.evict(unit.touched)
+            self._cache.evict(unit.touched.values())
             self._lose_connection(None)
             raise
         self._seen_position = head + len(unit.events)
@@ -239,8 +248,7 @@ class LedgerWriter:
         """Load what the batch needs and take the head; None when that failed and the batch has its answer."""
         try:
             connection = self._connect()
-            self._preload(connection, batch)
-            return connection, *self._lock(connection)
+            return connection, *self._lock(connection, self._preload(connection, batch))
         except psycopg.Error as error:
             self._lose_connection(error)
             self._fail(batch, LedgerUnavailable())
@@ -274,14 +282,16 @@ class LedgerWriter:
             self._connection.close()
             self._connection = None
 
-    def _preload(self, connection: Connection, batch: list[_Call[Any]]) -> None:
-        """Load what the commands declare before the head is locked, so that others wait less."""
+    def _preload(self, connection: Connection, batch: list[_Call[Any]]) -> list[Ref]:
+        """Load what the commands declare and what can be long before the head is locked, so that others wait less.
+        Returns the rest of what is missing: short histories, mostly of requests that are new."""
         cache = self._cache
-        missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
+        missing = {ref.id.int: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
         if self._seen_position < 0:
             self._seen_position = self._look_at_head(connection)
-        if missing:
-            self._load(connection, missing.values())
+        if long := [ref for ref in missing.values() if ref.kind.SNAPSHOT_VERSION]:
+            self._load(connection, long)
+        return [ref for ref in missing.values() if not ref.kind.SNAPSHOT_VERSION]
 
     def _look_at_head(self, connection: Connection) -> int:
         """Where the log stands. The first look also tells which stops were before this writer."""
@@ -292,15 +302,17 @@ class LedgerWriter:
         position: int = row[0]
         return position
 
-    def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
+    def _load(self, connection: Connection, refs: Sequence[Ref]) -> None:
+        self._take_up(refs, self._ask_for(connection, refs))
+
+    def _ask_for(self, connection: Connection, refs: Sequence[Ref]) -> Rows:
+        wanted = {"ids": [ref.id for ref in refs], "class_versions": [ref.kind.SNAPSHOT_VERSION for ref in refs]}
+        return connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True)
+
+    def _take_up(self, refs: Sequence[Ref], rows: Rows) -> None:
         """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""
         blank = {ref.id: ref.kind(ref.id) for ref in refs}
-        wanted = {
-            "ids": list(blank),
-            "class_versions": [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()],
-        }
-        rows = connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True).fetchall()
-        for originator_id, history in groupby(rows, key=lambda row: row[0]):
+        for originator_id, history in groupby(rows.fetchall(), key=lambda row: row[0]):
             try:
                 self._replay(blank[originator_id], history)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the others are read
@@ -317,14 +329,15 @@ class LedgerWriter:
             else:
                 self._mapper.to_domain_event(StoredEvent(originator_id, version, topic, state)).evolve(aggregate)
 
-    def _lock(self, connection: Connection) -> tuple[int, datetime]:
-        """Take the head, and follow what other writers appended since this one last held it. Returns the head's
-        position and the batch's time.
+    def _lock(self, connection: Connection, refs: Sequence[Ref]) -> tuple[int, datetime]:
+        """Take the head, load aggregates on the same way to the server, and follow what other writers appended since
+        this one last held it. Returns the head's position and the batch's time.
 
         Raises:
             InvariantViolated: a check of the tables stopped the writers since this one began.
         """
         with connection.pipeline():
+            histories = self._ask_for(connection, refs) if refs else None
             connection.execute("BEGIN")
             head = connection.execute(sql.LOCK_HEAD, prepare=True)
             clock = connection.execute(sql.CLOCK, prepare=True)
@@ -334,6 +347,8 @@ class LedgerWriter:
         position, recorded_at, stops = head_row
         if stops != self._stops:
             raise InvariantViolated("a check of the tables found the books wrong; the table ledger_stops says where")
+        if histories is not None:
+            self._take_up(refs, histories)
         if position > self._seen_position:
             self._follow(connection, position)
         now = clock_row[0] if self._clock is None else self._clock()
@@ -356,7 +371,7 @@ class LedgerWriter:
             self._replay(aggregate, (row,))
         except Exception as error:  # noqa: BLE001  # it fails whoever needs its aggregate, and nobody else
             log.critical("the history of %s cannot be read: %s", aggregate.id, type(error).__name__)
-            self._cache.evict([aggregate.id])
+            self._cache.evict([aggregate])
 
     def _decide(self, connection: Connection, unit: BatchUnit, call: _Call[Any]) -> None:
         while True:
@@ -380,15 +395,17 @@ class LedgerWriter:
     def _append(self, connection: Connection, unit: BatchUnit, head: int, done: int) -> None:
         """Send what the batch recorded after its first ``done`` events. PostgreSQL stores it while the next commands
         are decided."""
-        stored = [self._mapper.to_stored_event(event) for event in unit.events[done:]]
-        if stored:
-            columns: list[list[Any]] = [
-                [event.originator_id for event in stored],
-                [event.originator_version for event in stored],
-                [event.topic for event in stored],
-                [event.state for event in stored],
-            ]
-            connection.execute(sql.APPEND_EVENTS, (head + done, unit.now, *columns), prepare=True)
+        recorded = unit.events[done:]
+        if not recorded:
+            return
+        columns: list[list[Any]] = [
+            [event.originator_id for event in recorded],
+            [event.originator_version for event in recorded],
+            [event.TOPIC for event in recorded],
+            [events.encode(event) for event in recorded],
+        ]
+        connection.execute(sql.APPEND_EVENTS, (head + done, unit.now, *columns), prepare=True)
+        self._show(connection, self._inline_by_part, Written(head + done + 1, unit.now, recorded, unit.touched))
 
     def _commit(self, connection: Connection, unit: BatchUnit, head: int) -> None:
         """Send what else belongs to the batch, and commit; the pipeline's end waits for the answers."""
@@ -400,14 +417,17 @@ class LedgerWriter:
         written = Written(head + 1, unit.now, unit.events, unit.touched)
         self._check.check(written)
         last = head + len(unit.events)
-        for projection in self._inline:
-            for statement, parameters in projection.statements(written):
-                connection.execute(statement, parameters, prepare=True)
+        self._show(connection, self._inline_at_end, written)
         if grown := [aggregate for aggregate in unit.touched.values() if _wants_snapshot(aggregate)]:
             connection.execute(sql.KEEP_SNAPSHOTS, _snapshots(grown), prepare=True)
         connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
         connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
         connection.execute("COMMIT")
+
+    def _show(self, connection: Connection, projections: Iterable[InlineProjection], written: Written) -> None:
+        for projection in projections:
+            for statement, parameters in projection.statements(written):
+                connection.execute(statement, parameters, prepare=True)
 
     def _was_committed(self, unit: BatchUnit, head: int) -> bool:
         """Find out what became of a batch whose commit got no answer, by looking its first event up.

@@ -34,22 +34,23 @@ class BatchCheck:
         """
         self._batches += 1
         transaction, touched = self._transaction, written.touched
-        versions: dict[UUID, int] = {}
+        versions: dict[int, int] = {}
         position = written.first_position - 1
         try:
             for position, event in enumerate(written.events, written.first_position):
-                aggregate_id, version = event.originator_id, event.originator_version
-                if versions.get(aggregate_id, version - 1) != version - 1:
-                    _stop(Violation(14, position, str(aggregate_id), "the versions of an aggregate have a gap"))
-                versions[aggregate_id] = version
+                number, version = event.originator_id.int, event.originator_version
+                if versions.get(number, version - 1) != version - 1:
+                    _stop(Violation(14, position, str(event.originator_id), "the versions of an aggregate have a gap"))
+                versions[number] = version
                 transaction.read(position, event)
             transaction.close(position, lambda aggregate_id: _admission(written, aggregate_id))
         except InvariantViolated:
             self._transaction = TransactionCheck(_stop)
             raise
-        for aggregate_id, version in versions.items():
-            if touched[aggregate_id].version != version:
-                _stop(Violation(14, position, str(aggregate_id), "an aggregate and its events differ in their version"))
+        for number, version in versions.items():
+            if touched[number].version != version:
+                subject = str(touched[number].id)
+                _stop(Violation(14, position, subject, "an aggregate and its events differ in their version"))
         if self._batches % HOLDS_CHECKED_EVERY_BATCHES == 0:
             for wallet in written.changed(Wallet):
                 if wallet.held != sum(wallet.holds.values()):
@@ -57,7 +58,7 @@ class BatchCheck:
 
 
 def _admission(written: Written, aggregate_id: UUID) -> RequestAdmitted | None:
-    request = written.touched.get(aggregate_id)
+    request = written.touched.get(aggregate_id.int)
     return request.admission if isinstance(request, InferenceRequest) else None
 
 

@@ -14,9 +14,9 @@ from projections.balances import Balances
 from projections.open_requests import OpenRequests
 from projections.usage import UsageEntries
 
-STEPS = ("connect", "preload", "load", "lock", "decide", "append", "commit", "wake")
-STATEMENTS = tuple(f"statement {number}" for number in range(6))
-"""What a commit sends, by its place; a batch that changes little sends fewer."""
+STEPS = ("connect", "preload", "take_up", "lock", "decide", "append", "commit", "wake")
+STATEMENTS = tuple(f"{step} statement {number}" for step in ("append", "commit") for number in range(4))
+"""What an append and a commit send, by its place; a batch that changes little sends fewer."""
 
 OUTCOME_POINTS = ("before was_committed", "after was_committed")
 """Only a writer whose connection broke at a commit comes here."""
@@ -64,19 +64,20 @@ class FaultyWriter(LedgerWriter):
         self.passes("after connect")
         return connection
 
-    def _preload(self, connection: Any, batch: Any) -> None:
+    def _preload(self, connection: Any, batch: Any) -> Any:
         self.passes("before preload")
-        super()._preload(connection, batch)
+        rest = super()._preload(connection, batch)
         self.passes("after preload")
+        return rest
 
-    def _load(self, connection: Any, refs: Any) -> None:
-        self.passes("before load")
-        super()._load(connection, refs)
-        self.passes("after load")
+    def _take_up(self, refs: Any, rows: Any) -> None:
+        self.passes("before take_up")
+        super()._take_up(refs, rows)
+        self.passes("after take_up")
 
-    def _lock(self, connection: Any) -> Any:
+    def _lock(self, connection: Any, refs: Any) -> Any:
         self.passes("before lock")
-        locked = super()._lock(connection)
+        locked = super()._lock(connection, refs)
         self.passes("after lock")
         return locked
 
@@ -90,12 +91,12 @@ class FaultyWriter(LedgerWriter):
 
     def _append(self, connection: Any, unit: Any, head: int, done: int) -> None:
         self.passes("before append")
-        super()._append(connection, unit, head, done)
+        super()._append(_Statements(connection, self, "append"), unit, head, done)
         self.passes("after append")
 
     def _commit(self, connection: Any, unit: Any, head: int) -> None:
         self.passes("before commit")
-        super()._commit(_Statements(connection, self), unit, head)
+        super()._commit(_Statements(connection, self, "commit"), unit, head)
         self.passes("after commit")
 
     def _was_committed(self, unit: Any, head: int) -> bool:
@@ -128,9 +129,8 @@ class CommitsInParts(FaultyWriter):
         if len(unit.events) - done < 2:
             super()._append(connection, unit, head, done)
             return
-        LedgerWriter._append(
-            self, connection, SimpleNamespace(events=unit.events[: done + 1], now=unit.now), head, done
-        )
+        first = SimpleNamespace(events=unit.events[: done + 1], now=unit.now, touched=unit.touched)
+        LedgerWriter._append(self, connection, first, head, done)
         connection.execute("COMMIT")
         connection.execute("BEGIN")
         self.passes("between the parts")
@@ -141,15 +141,16 @@ WRITERS = {cls.__name__: cls for cls in (FaultyWriter, AcknowledgesTooEarly, Com
 
 
 class _Statements:
-    """A connection that a commit sends its statements through."""
+    """A connection that a step sends its statements through."""
 
-    def __init__(self, connection: Any, writer: FaultyWriter) -> None:
+    def __init__(self, connection: Any, writer: FaultyWriter, step: str) -> None:
         self._connection = connection
         self._writer = writer
+        self._step = step
         self._sent = 0
 
     def execute(self, statement: str, *arguments: Any, **options: Any) -> Any:
-        name = "COMMIT" if statement == "COMMIT" else f"statement {self._sent}"
+        name = "COMMIT" if statement == "COMMIT" else f"{self._step} statement {self._sent}"
         self._sent += 1
         self._writer.passes(f"before {name}")
         if name == "COMMIT":

@@ -68,4 +68,4 @@ def test_there_is_a_point_before_and_after_each_step_of_the_write_path() -> None
     for step in (*STEPS, "was_committed"):
         assert getattr(FaultyWriter, f"_{step}") is not getattr(LedgerWriter, f"_{step}")
         assert {f"before {step}", f"after {step}"} <= set(POINTS)
-    assert len(POINTS) == len(set(POINTS)) == 2 * (9 + 6 + 1) + 1
+    assert len(POINTS) == len(set(POINTS)) == 2 * (9 + 8 + 1) + 1

@@ -57,6 +57,8 @@ def first_batch(
 class Sabotage:
     """An inline projection that runs a statement of the test's choice in the next batch that writes something."""
 
+    needs_final_state = True
+
     def __init__(self) -> None:
         self.next: str | None = None
 

@@ -78,7 +78,7 @@ class MemoryLedger:
 
     def lose_commit(self) -> None:
         """The database failed: nothing of the open batch was written, and nothing that it touched may be believed."""
-        self.cache.evict(self.unit.touched)
+        self.cache.evict(self.unit.touched.values())
         self._next_batch()
 
     def _next_batch(self) -> None:

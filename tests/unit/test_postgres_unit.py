@@ -87,7 +87,7 @@ class TestRecording:
         unit.run(Scripted(script=lambda unit: credit(unit, 5)))
         unit.run(Scripted(script=lambda unit: credit(unit, 7)))
         assert [event.originator_version for event in unit.events] == [1, 2]
-        assert unit.touched == {Wallet.id_of("ada"): wallet(unit)}
+        assert unit.touched == {Wallet.id_of("ada").int: wallet(unit)}
         assert wallet(unit).promotional == 12
 
     def test_nothing_is_recorded_outside_of_a_command(self, unit: BatchUnit) -> None:
@@ -198,7 +198,7 @@ class TestCache:
     def test_eviction_forgets_what_is_named_and_nothing_else(self) -> None:
         ada, ben = blank("ada"), blank("ben")
         cache = cache_with(ada, ben)
-        cache.evict([ada.id, blank("nobody").id])
+        cache.evict([ada, blank("nobody")])
         assert (cache.get(ada.id), cache.get(ben.id)) == (None, ben)
         cache.clear()
         assert cache.get(ben.id) is None
