@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
-from eventsourcing.domain import CanMutateAggregate
+from eventsourcing.domain import CanMutateAggregate, OriginatorIDError, OriginatorVersionError
 
 _NAMESPACE = UUID("6f3f2f0e-5f0c-5b1a-9d3a-0a54d7a7f2b4")
 
@@ -52,9 +52,14 @@ class DomainEvent(CanMutateAggregate[UUID], msgspec.Struct, frozen=True, kw_only
         Raises:
             OriginatorIDError, OriginatorVersionError: it is not.
         """
-        # The library's signature names its own base class where its code only needs the protocol that ours follows.
-        changing: Any = aggregate
-        self.mutate(changing)
+        # What the library's mutate() does, in half of its time: a ledger does this for every event, in every replay.
+        if self.originator_id.int != aggregate.id.int:
+            raise OriginatorIDError(self.originator_id, aggregate.id)
+        if self.originator_version != aggregate.version + 1:
+            raise OriginatorVersionError(self.originator_version, aggregate.version + 1)
+        self.apply(aggregate)
+        aggregate.version = self.originator_version
+        aggregate.modified_on = self.timestamp
 
 
 class Aggregate:

@@ -94,8 +94,12 @@ class HoldCaptured(DomainEvent, frozen=True, kw_only=True):
 
     def apply(self, aggregate: Any) -> None:
         aggregate.held -= aggregate.holds.pop(self.hold_id)
-        for bucket in BUCKETS:
-            setattr(aggregate, bucket, getattr(aggregate, bucket) - getattr(self.split, bucket))
+        split = self.split
+        aggregate.promotional -= split.promotional
+        aggregate.purchased -= split.purchased
+        aggregate.reward -= split.reward
+        aggregate.referral -= split.referral
+        aggregate.provider -= split.provider
 
 
 class HoldReleased(DomainEvent, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from projections import tables
 from projections.page import Connection
 from projections.projection import Projection
 from projections.registry import INLINE, replaying
-from projections.replay import PAGE_EVENTS, Replay
+from projections.replay import PAGE_EVENTS, Arrived, Replay
 from projections.runner import ADVANCE_TRACKING, ENSURE_TRACKING
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class _Rebuild:
         self._use_schema(self._admin)
         for name in self.names:
             tables.create_shadow(self._admin, name)
-        self._make(at_once)
+        _make(self._admin, at_once)
         self._admin.execute(ENSURE_TRACKING, ([name for name in self.names if name not in INLINE],))
 
     def open_lane(self, connection: Connection, _: Sequence[Projection]) -> None:
@@ -160,10 +160,7 @@ class _Rebuild:
 
     def fill(self, replay: Replay) -> None:
         """Replay all but what is written in the meantime."""
-        self._advance(replay, self._head())
-        self._make(self._indexes_for_later)
-        for name in self.names:
-            self._admin.execute(sql.SQL(ANALYZE).format(sql.Identifier(name)))
+        self._advance(replay, self._head(), self._finish)
 
     def swap(self, replay: Replay) -> tuple[int, float]:
         """Replay the last stretch and put the tables in place; returns the position and how long the head was held.
@@ -200,8 +197,8 @@ class _Rebuild:
             admin.execute(sql.SQL(DROP_SCHEMA).format(sql.Identifier(self._schema)))
         return row[0], time.monotonic() - began
 
-    def _advance(self, replay: Replay, position: int) -> None:
-        replay.advance(dict.fromkeys(self.names, position))
+    def _advance(self, replay: Replay, position: int, arrived: Arrived | None = None) -> None:
+        replay.advance(dict.fromkeys(self.names, position), arrived)
 
     def _head(self) -> int:
         row = self._admin.execute(HEAD).fetchone()
@@ -211,6 +208,12 @@ class _Rebuild:
     def _use_schema(self, connection: Connection) -> None:
         connection.execute(sql.SQL(USE_SCHEMA).format(sql.Identifier(self._schema)))
 
-    def _make(self, indexes: Sequence[tables.IndexDefinition]) -> None:
-        for index in indexes:
-            self._admin.execute(sql.SQL(index.statement))
+    def _finish(self, connection: Connection, names: Sequence[str]) -> None:
+        _make(connection, [index for index in self._indexes_for_later if index.table in names])
+        for name in names:
+            connection.execute(sql.SQL(ANALYZE).format(sql.Identifier(name)))
+
+
+def _make(connection: Connection, indexes: Iterable[tables.IndexDefinition]) -> None:
+    for index in indexes:
+        connection.execute(sql.SQL(index.statement))

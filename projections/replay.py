@@ -33,6 +33,9 @@ the commit that puts a rebuilt table in place writes all before it to the disk a
 OpenLane = Callable[[Connection, Sequence[Projection]], None]
 """Makes a new session ready for a lane: from then on the plain names of its tables are those to fill."""
 
+Arrived = Callable[[Connection, Sequence[str]], None]
+"""What is left to do for the tables of a lane, in its session."""
+
 
 class ReplayStopped(Exception):
     """Another lane failed."""
@@ -73,14 +76,14 @@ class Replay:
         """The session in which a projection's table is filled."""
         return next(lane.connection for lane in self._lanes if name in lane.positions)
 
-    def advance(self, limits: Mapping[str, int]) -> None:
-        """Bring each projection to its own position.
+    def advance(self, limits: Mapping[str, int], arrived: Arrived | None = None) -> None:
+        """Bring each projection to its own position. A lane that is there does ``arrived`` at once.
 
         Raises:
             EventNotReadable: an event on the way cannot be read by this build.
         """
         with _rare_collections():
-            runs = [self._pool.submit(lane.advance, limits) for lane in self._lanes]
+            runs = [self._pool.submit(lane.advance, limits, arrived) for lane in self._lanes]
             failures = [error for run in runs if (error := run.exception()) is not None]
         if failures:
             raise next((error for error in failures if not isinstance(error, ReplayStopped)), failures[0])
@@ -97,7 +100,7 @@ class _Lane:
         self._page_events = page_events
         self._stopping = stopping
 
-    def advance(self, limits: Mapping[str, int]) -> None:
+    def advance(self, limits: Mapping[str, int], arrived: Arrived | None) -> None:
         try:
             while behind := {name: at for name, at in self.positions.items() if at < limits[name]}:
                 if self._stopping.is_set():
@@ -105,6 +108,8 @@ class _Lane:
                 position = min(behind.values())
                 names = [name for name, at in behind.items() if at == position]
                 self._apply(names, position, min(position + self._page_events, *(limits[name] for name in names)))
+            if arrived is not None:
+                arrived(self.connection, list(self.positions))
         except BaseException:
             self._stopping.set()
             raise

@@ -190,8 +190,8 @@ def test_what_is_written_at_the_moment_of_the_swap_waits_and_is_not_lost(
     written: list[Future[Any]] = []
     advance = rebuild_module._Rebuild._advance
 
-    def then_write(self: Any, replay: Any, position: int) -> None:
-        advance(self, replay, position)
+    def then_write(self: Any, *arguments: Any) -> None:
+        advance(self, *arguments)
         if self._admin.info.transaction_status == TransactionStatus.INTRANS:
             written.append(in_thread(lambda: writer.execute(grant(consumer, 5))))
             until_sessions_wait(look, 1)
