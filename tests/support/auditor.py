@@ -13,6 +13,7 @@ from domain.accounts import AccountOpened
 from domain.adjustments import AdjustmentApproved, AdjustmentProposed, AdjustmentRejected
 from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
+from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
 from domain.periods import PeriodClosed, PeriodLocked
 from domain.requests import (
@@ -72,6 +73,8 @@ class Auditor:
         self.completions: dict[str, JobCompleted] = {}
         self.clamped_claims: set[str] = set()
         self.ends: dict[str, RequestSettled | RequestReleased] = {}
+        self.key_holds: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self.key_spent: Counter[tuple[str, str]] = Counter()
 
     def read(self, events: Iterable[DomainEvent]) -> None:
         for event in events:
@@ -115,6 +118,8 @@ class Auditor:
                 self._read_settlement(event)
             case RequestReleased():
                 self._end(event)
+            case KeySpendHeld() | KeySpendCaptured() | KeySpendReleased():
+                self._read_key_spend(event)
             case _:
                 assert isinstance(event, WITHOUT_MONEY), f"the auditor does not know {event.TOPIC}"
 
@@ -217,6 +222,23 @@ class Auditor:
         usage = (event.prompt_tokens, event.completion_tokens)
         assert usage == (completed.prompt_tokens, completed.completion_tokens), "6: what completed is what is charged"
 
+    # --- what keys may spend ---------------------------------------------------------------------------------------
+
+    def _read_key_spend(self, event: KeySpendHeld | KeySpendCaptured | KeySpendReleased) -> None:
+        holds = self.key_holds[event.key_id]
+        match event:
+            case KeySpendHeld():
+                assert event.request_id not in holds, "a key holds once for a request"
+                holds[event.request_id] = event.amount
+                taken = self.key_spent[event.key_id, event.period] + sum(holds.values())
+                assert taken <= event.limit, "a key spends more than it may"
+            case KeySpendCaptured():
+                placed = holds.pop(event.request_id)
+                assert 0 <= event.amount <= placed, "a key spends more than it held"
+                self.key_spent[event.key_id, event.period] += event.amount
+            case KeySpendReleased():
+                holds.pop(event.request_id)
+
     # --- where a transaction ends ----------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -232,6 +254,13 @@ class Auditor:
         assert holds.keys() == open_requests, "5: the open holds are those of the open requests"
         for hold_id, amount in holds.items():
             assert amount == self.admissions[hold_id].reserved, "5: a hold is what was reserved"
+        for key_id, kept in self.key_holds.items():
+            for request_id, amount in kept.items():
+                admission = self.admissions[request_id]
+                assert request_id in open_requests, "a key holds for a request that has ended"
+                assert (admission.key_id, admission.reserved) == (key_id, amount), (
+                    "a key holds what its request reserved"
+                )
         settlements = [end for end in self.ends.values() if isinstance(end, RequestSettled)]
         for settled in settlements:
             self._close_settlement(settled)

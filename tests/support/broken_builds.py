@@ -16,6 +16,7 @@ from domain.adjusting import ApproveAdjustment
 from domain.adjustments import AdjustmentApproved
 from domain.eventsourced import Aggregate, DomainEvent, Written
 from domain.journal import JournalEntry, JournalEntryPosted
+from domain.key_budgets import KeyBudget
 from domain.ledger import Admit, GrantCredit, Release, Settle
 from domain.requests import InferenceRequest, JobCompleted, RequestSettled
 from domain.wallet import (
@@ -114,6 +115,11 @@ def admits_on_money_that_is_held(patch: pytest.MonkeyPatch) -> None:
     """3: open holds do not count."""
     patch.setattr(Wallet, "balance", property(lambda self: self.credits + self.earnings))
     patch.setattr(Wallet, "check", lambda self: None)
+
+
+def forgets_what_keys_hold(patch: pytest.MonkeyPatch) -> None:
+    """Requests that run at once exceed their key's limit together."""
+    patch.setattr(KeyBudget, "held", property(lambda _: 0))
 
 
 def leaves_a_trace_of_failures(patch: pytest.MonkeyPatch) -> None:

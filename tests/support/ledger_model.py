@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,9 @@ class Request:
     minimum: int
     prompt_bound: int
     output_bound: int
+    key: str = ""
+    limit: int | None = None
+    """What its key may spend in a day, if that is limited."""
     attempts: dict[int, Attempt] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
     end: dict[str, Any] | None = None
@@ -62,6 +66,7 @@ class Model:
         self.references: set[str] = set()
         self.requests: dict[UUID, Request] = {}
         self.entries: dict[str, list[Line]] = {}
+        self.spent: dict[tuple[str, date], int] = {}
         self.anomalies = 0
         self.machines: dict[str, Machine] = {}
 
@@ -87,6 +92,13 @@ class Model:
         shortfall = held - credit if held > credit else 0
         return credit + earned - held, earned - shortfall
 
+    def key_holds(self, key_id: str) -> dict[str, int]:
+        return {
+            str(key): request.reserved
+            for key, request in self.requests.items()
+            if request.key == key_id and request.limit is not None and request.end is None
+        }
+
     # --- what can be done ------------------------------------------------------------------------------------------
 
     def open_account(self, account: str) -> bool:
@@ -103,9 +115,12 @@ class Model:
             self.entries[f"credit:{reference}"] = [("5000", "", "debit", amount), ("2005", account, "credit", amount)]
         return self.balance(account)
 
-    def admit(self, key: UUID, request: Request) -> int:
+    def admit(self, key: UUID, request: Request, today: date) -> int:
         if key not in self.requests:
             if self.balance(request.account)[0] < request.reserved:
+                raise Refused
+            taken = self.spent.get((request.key, today), 0) + sum(self.key_holds(request.key).values())
+            if request.limit is not None and taken + request.reserved > request.limit:
                 raise Refused
             self.requests[key] = request
         return self.requests[key].reserved
@@ -118,7 +133,16 @@ class Model:
         return request.attempts.setdefault(number, attempt).provider == attempt.provider
 
     def settle(
-        self, key: UUID, number: int, *, account: str, prompt: int, completion: int, delivered: int, fee_percent: int
+        self,
+        key: UUID,
+        number: int,
+        *,
+        account: str,
+        prompt: int,
+        completion: int,
+        delivered: int,
+        fee_percent: int,
+        today: date,
     ) -> dict[str, Any]:
         request = self._request(key)
         if request.end is not None:
@@ -143,6 +167,8 @@ class Model:
             "provider_amount": cost - fee,
             "free": free,
         }
+        if request.limit is not None:
+            self.spent[request.key, today] = self.spent.get((request.key, today), 0) + cost
         if cost:
             self._pay(f"settle:{key}:{number}", account, attempt, cost, fee)
         return request.end

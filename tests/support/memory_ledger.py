@@ -81,8 +81,13 @@ class MemoryLedger:
         self.cache.evict(self.unit.touched.values())
         self._next_batch()
 
-    def _next_batch(self) -> None:
-        self.now += timedelta(seconds=1, microseconds=1)
+    def let_time_pass(self, time: timedelta) -> None:
+        """Between two batches."""
+        assert not self.unit.events
+        self._next_batch(time)
+
+    def _next_batch(self, time: timedelta = timedelta(seconds=1, microseconds=1)) -> None:
+        self.now += time
         self.unit = BatchUnit(self.cache, self.now)
 
     def _load(self, needed: Ref) -> None:

@@ -7,6 +7,7 @@ machine can fail: each plants one defect into the product and expects to be told
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,7 +30,7 @@ from domain.accounts import Account
 from domain.errors import Conflict, DarkbloomError, InsufficientFunds, InvariantViolated, UnknownRequest
 from domain.eventsourced import Actor, Aggregate, Written
 from domain.journal import JournalEntry
-from domain.key_budgets import KeyBudget
+from domain.key_budgets import KeyBudget, KeyLimit
 from domain.ledger import Admit, CloseSession, Dispatch, GrantCredit, OpenAccount, OpenSession, Release, Settle
 from domain.machines import ProviderMachine
 from domain.pricing import Quote
@@ -42,6 +43,7 @@ from tests.support.broken_builds import (
     believes_what_was_not_written,
     drops_a_journal_line,
     forgets_every_bound,
+    forgets_what_keys_hold,
     forgets_whose_share_is_unclaimed,
     keeps_what_is_released,
     leaves_a_trace_of_failures,
@@ -70,6 +72,9 @@ QUOTES = (
     Quote(130_000, 1_040_000, "built_in", 1, 0),
     Quote(0, 0, "built_in", 1, 0),
 )
+KEYS = (None, 150, 900)
+"""What the key of a request may spend in a day, in micro-USD. Each account has one key of each kind."""
+
 HARDWARE: tuple[dict[str, str | int], ...] = ({"chip_name": "M4"}, {"chip_name": "M4", "memory_gb": 64})
 REASONS = ("rejected", "cancelled", "failed", "expired", "no_terminal")
 NEVER_ADMITTED = UUID(int=0)
@@ -83,6 +88,7 @@ REFUSALS = (DarkbloomError, ValueError, KeyError)
 accounts = st.sampled_from(ACCOUNTS)
 machines = st.sampled_from(MACHINES)
 quotes = st.sampled_from(QUOTES)
+limits = st.sampled_from(KEYS)
 credit = st.sampled_from((20_000, 3_000, 450, 100, 1))
 poor = st.sampled_from((1, 100, 450, 3_000))
 tokens = st.integers(0, 1_500)
@@ -90,8 +96,17 @@ indexes = st.integers(0, 7)
 attempts = st.integers(1, 3)
 failures = st.sets(st.integers(1, 3), max_size=2)
 fees = st.sampled_from((0, 5, 33, 100))
-whole_request = (accounts, quotes, st.tuples(tokens, tokens), st.sampled_from((0, 40)), machines, attempts, fees)
-"""Account, quote, tokens used, tokens claimed too many, machine, attempts that it took, fee."""
+whole_request = (
+    accounts,
+    limits,
+    quotes,
+    st.tuples(tokens, tokens),
+    st.sampled_from((0, 40)),
+    machines,
+    attempts,
+    fees,
+)
+"""Account, limit of its key, quote, tokens used, tokens claimed too many, machine, attempts that it took, fee."""
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -168,12 +183,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the life of a request ---------------------------------------------------------------------------------------
 
-    @rule(account=accounts, quote=quotes, bounds=st.tuples(tokens, tokens), machine=machines)
-    def begin(self, account: str, quote: Quote, bounds: tuple[int, int], machine: tuple[str, str]) -> None:
-        """A request that is left open."""
-        key = self._admit_new(account, quote, *bounds)
-        if key is not None:
-            self._dispatch(key, 1, machine, set())
+    @rule(asked=st.tuples(accounts, limits, quotes), bounds=st.tuples(tokens, tokens), machine=machines, times=attempts)
+    def begin(
+        self, asked: tuple[str, int | None, Quote], bounds: tuple[int, int], machine: tuple[str, str], times: int
+    ) -> None:
+        """Requests that are left open."""
+        for _ in range(times):
+            key = self._admit_new(*asked, *bounds)
+            if key is not None:
+                self._dispatch(key, 1, machine, set())
 
     @rule(request=st.tuples(*whole_request))
     def serve_one_more(self, request: Any) -> None:
@@ -182,6 +200,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def serve(
         self,
         account: str,
+        limit: int | None,
         quote: Quote,
         used: tuple[int, int],
         too_many: int,
@@ -190,7 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
         fee_percent: int,
     ) -> None:
         """A whole request, as most of them go."""
-        key = self._admit_new(account, quote, used[0] + 30, used[1] + 20)
+        key = self._admit_new(account, limit, quote, used[0] + 30, used[1] + 20)
         if key is not None:
             for number in range(1, tries + 1):
                 self._dispatch(key, number, machine, {number - 1} - {0})
@@ -198,9 +217,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self._settle(key, tries, account, claim, fee_percent)
 
     @precondition(lambda self: self.model.requests)
-    @rule(index=indexes, account=accounts, quote=quotes, prompt=tokens)
-    def admit_what_is_known(self, index: int, account: str, quote: Quote, prompt: int) -> None:
-        self._admit(self.request(index), account, quote, prompt, prompt)
+    @rule(index=indexes, account=accounts, limit=limits, quote=quotes, prompt=tokens)
+    def admit_what_is_known(self, index: int, account: str, limit: int | None, quote: Quote, prompt: int) -> None:
+        self._admit(self.request(index), account, limit, quote, prompt, prompt)
 
     @precondition(lambda self: self.model.requests)
     @rule(index=indexes, number=attempts, machine=machines, failed=failures)
@@ -232,18 +251,23 @@ class LedgerMachine(RuleBasedStateMachine):
         self._release(NEVER_ADMITTED, account, "failed", set())
         self._dispatch(NEVER_ADMITTED, 1, MACHINES[0], set())
 
-    def _admit_new(self, account: str, quote: Quote, prompt_bound: int, output_bound: int) -> UUID | None:
+    def _admit_new(
+        self, account: str, limit: int | None, quote: Quote, prompt_bound: int, output_bound: int
+    ) -> UUID | None:
         key = UUID(int=len(self.model.requests) + 1)
-        self._admit(key, account, quote, prompt_bound, output_bound)
+        self._admit(key, account, limit, quote, prompt_bound, output_bound)
         return key if key in self.model.requests else None
 
-    def _admit(self, key: UUID, account: str, quote: Quote, prompt_bound: int, output_bound: int) -> None:
+    def _admit(
+        self, key: UUID, account: str, limit: int | None, quote: Quote, prompt_bound: int, output_bound: int
+    ) -> None:
         command = Admit(
             actor=Actor("consumer", account),
             correlation_id=str(key),
             request_id=key,
             account_id=account,
-            key_id="key",
+            key_id=_key(account, limit),
+            key_limit=None if limit is None else KeyLimit(limit, "daily"),
             gateway_id="gateway",
             model="model",
             prompt_estimate=prompt_bound // 4,
@@ -253,9 +277,18 @@ class LedgerMachine(RuleBasedStateMachine):
             expires_at=BEGINNING + timedelta(hours=1),
         )
         asked = Request(
-            account, quote.input_price, quote.output_price, quote.minimum_charge, prompt_bound, output_bound
+            account,
+            quote.input_price,
+            quote.output_price,
+            quote.minimum_charge,
+            prompt_bound,
+            output_bound,
+            _key(account, limit),
+            limit,
         )
-        result, expected = self.perform(command, lambda: self.model.admit(key, asked), refusal=InsufficientFunds)
+        result, expected = self.perform(
+            command, lambda: self.model.admit(key, asked, self.ledger.now.date()), refusal=InsufficientFunds
+        )
         if result is not None:
             assert result.reserved == expected
             assert result.account_id == self.model.requests[key].account
@@ -298,6 +331,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 completion=completion,
                 delivered=delivered,
                 fee_percent=fee_percent,
+                today=self.ledger.now.date(),
             ),
         )
         _assert_end(key, result, expected)
@@ -364,6 +398,12 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self._commit()
 
+    @rule()
+    def let_a_day_pass(self) -> None:
+        """What keys with a limit spent is forgotten, what they hold is not."""
+        self._commit()
+        self.ledger.let_time_pass(timedelta(days=1))
+
     def _commit(self) -> None:
         written = self.ledger.commit()
         self.tables.follow(written)
@@ -398,6 +438,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.shadow[event.originator_id] = KINDS[event.TOPIC.partition(".")[0]](event.originator_id)
             event.evolve(self.shadow[event.originator_id])
         self._check_wallets()
+        self._check_key_budgets()
         self._check_journal()
         self._check_requests()
         self._check_machines()
@@ -413,6 +454,19 @@ class LedgerMachine(RuleBasedStateMachine):
             assert wallet.held == sum(wallet.holds.values()), "the holds have another sum"
             visible = (wallet.balance, wallet.withdrawable)
             assert visible == self.model.balance(account) == self.auditor.balance(account), "the balance differs"
+
+    def _check_key_budgets(self) -> None:
+        today = self.ledger.now.date()
+        for account, limit in itertools.product(ACCOUNTS, KEYS):
+            if limit is None:
+                continue
+            key_id = _key(account, limit)
+            budget = self.shadow.get(_id(KeyBudget, key_id), KeyBudget(_id(KeyBudget, key_id)))
+            assert isinstance(budget, KeyBudget)
+            assert budget.holds == self.model.key_holds(key_id), "the holds of a key differ from the model"
+            spent = budget.spent_in(today.isoformat())
+            assert spent == self.model.spent.get((key_id, today), 0), "what a key spent differs from the model"
+            assert spent + budget.held <= limit, "a key spends more than it may"
 
     def _check_journal(self) -> None:
         posted = {
@@ -487,6 +541,10 @@ def _job(key: UUID, number: int) -> str:
     return str(job_id_of(key, number))
 
 
+def _key(account: str, limit: int | None) -> str:
+    return f"{account}-{limit or 'free'}"
+
+
 @functools.cache
 def _id(kind: type[Aggregate], key: str) -> UUID:
     return kind.id_of(key)
@@ -546,6 +604,7 @@ BROKEN_BUILDS: tuple[tuple[Breakage, str], ...] = (
     (pays_without_an_entry, "4: provider differs from account 2100|4: promotional differs from account 2005"),
     (forgets_whose_share_is_unclaimed, "the entry of a settlement says what the settlement says"),
     (admits_on_money_that_is_held, "the balance differs|must be refused"),
+    (forgets_what_keys_hold, "a key spends more than it may|must be refused"),
     (leaves_a_trace_of_failures, "differ|must be refused"),
     (believes_what_was_not_written, "a cached aggregate differs from its events"),
     (lists_free_requests_as_usage, "usage differs from the settlements"),
