@@ -49,7 +49,7 @@ Rows = psycopg.Cursor[tuple[Any, ...]]
 TAIL_EVENTS_MAX = 20_000
 """Further behind than this, starting again from an empty cache is cheaper than catching up."""
 
-SLICE_COMMANDS = 50
+SLICE_COMMANDS = 100
 """A batch is sent in parts of so many commands, so that deciding and storing overlap."""
 
 SNAPSHOT_EVENTS = 100
