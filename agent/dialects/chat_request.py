@@ -46,7 +46,7 @@ _ArgumentText = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class _JsonSchema(msgspec.Struct):
-    schema: msgspec.Raw | None = None
+    schema: msgspec.Raw = msgspec.Raw()
 
 
 class _ResponseFormat(msgspec.Struct):
@@ -173,9 +173,9 @@ def _schema(response_format: _ResponseFormat | None) -> str | None:
     wanted = response_format.json_schema
     if wanted is None:
         raise JobRefused("response_format.json_schema: missing")
-    if wanted.schema is None:
-        return _ANY_OBJECT
     schema = bytes(wanted.schema).decode()
+    if schema in ("", "null"):
+        return _ANY_OBJECT
     if len(schema) > _SCHEMA_CHARACTERS_MAX:
         raise JobRefused(f"response_format: the schema may have at most {_SCHEMA_CHARACTERS_MAX} characters")
     return schema
@@ -198,5 +198,6 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 def _without_values(error: msgspec.ValidationError) -> str:
     # "Invalid enum value 'x' - at `$.y`" quotes what was sent; the path and the rule do not.
     rule, at, path = str(error).partition(" - at ")
-    member = path.strip("`").removeprefix("$.") if at else "the request body"
+    # The path to a member's name is "key` in `$.y".
+    member = path.strip("`").rpartition("$.")[2] if at else "the request body"
     return f"{member}: not a valid value" if rule.startswith("Invalid") else f"{member}: {rule}"

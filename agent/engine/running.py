@@ -75,7 +75,9 @@ class RunningChoice:
         thinking = was_thinking or self._reader.thinking
         if thinking and token.end != "stop":
             self.reasoning_tokens += 1
-        if token.logprob is not None and not thinking:
+        if thinking:
+            self._logprobs.clear()
+        elif token.logprob is not None:
             self._logprobs.append(token.logprob)
         if token.end is not None and not self._reader.ended:
             parts += self._reader.flush()
@@ -92,7 +94,7 @@ class RunningChoice:
             # The tokens of text that was held back come with it, when it is delivered.
             logprobs, self._logprobs = tuple(self._logprobs), []
         elif part.channel == "tool_call":
-            self._logprobs = []
+            self._logprobs.clear()
         return Piece(
             text=part.text,
             completion_tokens=self.completion_tokens,
