@@ -358,8 +358,21 @@ class TestThoughts:
         write_template(folder, template.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}"))
         async with started(folder, thread) as engine:
             assert engine._preparer is not None
-            prompt = engine._preparer._prompter.render(chat())
-        assert prompt.opened_by == "<think>"
+            prepared = engine._preparer.prepare(chat())
+            held, _ = await one(engine, chat(response_schema='{"enum": ["red"]}'))
+        assert prepared.reading.opened_by == "<think>"
+        # Its tags are no tokens, so a grammar could not tell where the thought ends.
+        assert (held.reasoning, held.content) == ("", '"red"')
+
+    async def test_a_thought_that_the_template_opened_is_read_to_its_end(
+        self, tmp_path: Path, thread: MlxThread
+    ) -> None:
+        folder = build_reciting_model(tmp_path / "begun", [b"<think>", b"hm", b"</think>", b"Hello."])
+        write_template(folder, "{% for message in messages %}{{ message.content }}{% endfor %}<|assistant|><think>")
+        async with started(folder, thread) as engine:
+            said, finished = await one(engine, chat())
+        assert (said.reasoning, said.content) == ("hm", "Hello.")
+        assert (finished.completion_tokens, finished.reasoning_tokens) == (3, 2)
 
     async def test_a_model_may_think_before_it_is_held_to_a_grammar(self, tmp_path: Path, thread: MlxThread) -> None:
         script = [b"<think>", b"as", b" I like", b"</think>", b'{"a"', b": ", b"true", b"}"]
