@@ -367,7 +367,7 @@ class TestThoughts:
     async def test_a_thought_that_the_template_opened_is_read_to_its_end(
         self, tmp_path: Path, thread: MlxThread
     ) -> None:
-        folder = build_reciting_model(tmp_path / "begun", [b"<think>", b"hm", b"</think>", b"Hello."])
+        folder = build_reciting_model(tmp_path / "begun", [b">", b"hm", b"</think>", b"Hello."])
         write_template(folder, "{% for message in messages %}{{ message.content }}{% endfor %}<|assistant|><think>")
         async with started(folder, thread) as engine:
             said, finished = await one(engine, chat())
