@@ -94,9 +94,14 @@ class Sealed(msgspec.Struct, frozen=True):
     ciphertext: str
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``cached_tokens`` is the part of the prompt that was remembered, ``reasoning_tokens`` the part of the completion
+    that was thought."""
+
     prompt_tokens: Count
     completion_tokens: Count
+    cached_tokens: Count = 0
+    reasoning_tokens: Count = 0
 
 
 class SessionStats(msgspec.Struct, frozen=True):
