@@ -75,6 +75,10 @@ class Process:
             )
         threading.Thread(target=self._collect, daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def first_line(self) -> str:
         """What it says when it is ready."""
         return wait_for(lambda: None if self._lines.empty() else self._lines.get(), f"{self.name} to start", self)
