@@ -14,14 +14,15 @@ SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
 small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed. The few
 scans that must be (the head is one row) look dear to the planner then, so it must not compile them."""
 
-LOCK_HEAD = "SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE"
-"""Take the log's one lock; nobody else decides or appends until this transaction ends."""
+LOCK_HEAD = """
+SELECT head.position, head.recorded_at, head.stops, clock_timestamp()
+FROM (SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE) AS head
+"""
+"""Take the log's one lock; nobody else decides or appends until this transaction ends. The clock, one for all writers, is
+read after that, because waiting for the lock can last: what locks rows is not merged into the query around it."""
 
 HEAD_AT_START = "SELECT position, stops FROM ledger_head"
 """Where the log stands, and how often the writers were stopped before this one began."""
-
-CLOCK = "SELECT clock_timestamp()"
-"""One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
 
 LOAD_AGGREGATES = """
 SELECT s.originator_id, s.originator_version, NULL AS topic, s.state
@@ -62,9 +63,11 @@ ON CONFLICT (originator_id) DO UPDATE SET originator_version = excluded.originat
 """
 """Written under the head's lock together with the events that they cover, so a newer one always replaces an older."""
 
-MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
-
-NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
+MOVE_HEAD = """
+WITH moved AS (UPDATE ledger_head SET position = %s, recorded_at = %s RETURNING position)
+SELECT pg_notify('ledger', position::text) FROM moved
+"""
+"""Who follows the log hears of it at the commit."""
 
 COMMIT_WITHOUT_WAITING = "SET LOCAL synchronous_commit TO off"
 

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 Connection = psycopg.Connection[tuple[Any, ...]]
+Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 TAIL_EVENTS_MAX = 20_000
 """Further behind than this, starting again from an empty cache is cheaper than catching up."""
@@ -239,8 +240,9 @@ class LedgerWriter:
         """Load what the batch needs and take the head; None when that failed and the batch has its answer."""
         try:
             connection = self._connect()
-            self._preload(connection, batch)
-            return connection, *self._lock(connection)
+            if self._seen_position < 0:
+                self._seen_position = self._look_at_head(connection)
+            return connection, *self._lock(connection, self._missing(batch))
         except psycopg.Error as error:
             self._lose_connection(error)
             self._fail(batch, LedgerUnavailable())
@@ -274,14 +276,10 @@ class LedgerWriter:
             self._connection.close()
             self._connection = None
 
-    def _preload(self, connection: Connection, batch: list[_Call[Any]]) -> None:
-        """Load what the commands declare before the head is locked, so that others wait less."""
+    def _missing(self, batch: list[_Call[Any]]) -> list[Ref]:
+        """What the commands declare and the cache lacks."""
         cache = self._cache
-        missing = {ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}
-        if self._seen_position < 0:
-            self._seen_position = self._look_at_head(connection)
-        if missing:
-            self._load(connection, missing.values())
+        return list({ref.id: ref for call in batch for ref in call.command.needs() if ref.id not in cache}.values())
 
     def _look_at_head(self, connection: Connection) -> int:
         """Where the log stands. The first look also tells which stops were before this writer."""
@@ -292,15 +290,18 @@ class LedgerWriter:
         position: int = row[0]
         return position
 
-    def _load(self, connection: Connection, refs: Iterable[Ref]) -> None:
-        """Put aggregates into the cache. One whose history cannot be read stays out and fails whoever needs it."""
+    def _load(self, connection: Connection, refs: Sequence[Ref]) -> None:
+        """Put aggregates into the cache."""
+        self._take_in(refs, self._ask_for(connection, refs))
+
+    def _ask_for(self, connection: Connection, refs: Sequence[Ref]) -> Cursor:
+        wanted = {"ids": [ref.id for ref in refs], "class_versions": [ref.kind.SNAPSHOT_VERSION for ref in refs]}
+        return connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True)
+
+    def _take_in(self, refs: Sequence[Ref], found: Cursor) -> None:
+        """Cache what was asked for. What has a history that cannot be read stays out and fails whoever needs it."""
         blank = {ref.id: ref.kind(ref.id) for ref in refs}
-        wanted = {
-            "ids": list(blank),
-            "class_versions": [aggregate.SNAPSHOT_VERSION for aggregate in blank.values()],
-        }
-        rows = connection.execute(sql.LOAD_AGGREGATES, wanted, prepare=True, binary=True).fetchall()
-        for originator_id, history in groupby(rows, key=lambda row: row[0]):
+        for originator_id, history in groupby(found.fetchall(), key=lambda row: row[0]):
             try:
                 self._replay(blank[originator_id], history)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the others are read
@@ -317,26 +318,28 @@ class LedgerWriter:
             else:
                 self._mapper.to_domain_event(StoredEvent(originator_id, version, topic, state)).evolve(aggregate)
 
-    def _lock(self, connection: Connection) -> tuple[int, datetime]:
-        """Take the head, and follow what other writers appended since this one last held it. Returns the head's
-        position and the batch's time.
+    def _lock(self, connection: Connection, missing: Sequence[Ref]) -> tuple[int, datetime]:
+        """Take the head, and follow what other writers appended since this one last held it. What is missing is asked
+        for first, in the same round trip, so that nobody waits for it behind the head. Returns the head's position and
+        the batch's time.
 
         Raises:
             InvariantViolated: a check of the tables stopped the writers since this one began.
         """
         with connection.pipeline():
+            found = self._ask_for(connection, missing) if missing else None
             connection.execute("BEGIN")
             head = connection.execute(sql.LOCK_HEAD, prepare=True)
-            clock = connection.execute(sql.CLOCK, prepare=True)
-        head_row, clock_row = head.fetchone(), clock.fetchone()
-        assert head_row is not None
-        assert clock_row is not None
-        position, recorded_at, stops = head_row
+        if found is not None:
+            self._take_in(missing, found)
+        row = head.fetchone()
+        assert row is not None
+        position, recorded_at, stops, clock = row
         if stops != self._stops:
             raise InvariantViolated("a check of the tables found the books wrong; the table ledger_stops says where")
         if position > self._seen_position:
             self._follow(connection, position)
-        now = clock_row[0] if self._clock is None else self._clock()
+        now = clock if self._clock is None else self._clock()
         return position, max(now.astimezone(UTC), recorded_at.astimezone(UTC))
 
     def _follow(self, connection: Connection, position: int) -> None:
@@ -406,7 +409,6 @@ class LedgerWriter:
         if grown := [aggregate for aggregate in unit.touched.values() if _wants_snapshot(aggregate)]:
             connection.execute(sql.KEEP_SNAPSHOTS, _snapshots(grown), prepare=True)
         connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
-        connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
         connection.execute("COMMIT")
 
     def _was_committed(self, unit: BatchUnit, head: int) -> bool:
