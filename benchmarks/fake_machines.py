@@ -193,8 +193,9 @@ class FakeMachine(asyncio.Protocol):
 
 
 async def _connect(url: str, slots: int) -> FakeMachine:
-    address = urlsplit(url)
-    loop = asyncio.get_running_loop()
+    address, loop = urlsplit(url), asyncio.get_running_loop()
+    assert address.hostname is not None
+    assert address.port is not None
     _, machine = await loop.create_connection(lambda: FakeMachine(url, slots), address.hostname, address.port)
     await machine.routable
     return machine
