@@ -49,7 +49,9 @@ litellm_settings: {network_mock: true}
 """
 
 
-def _chat(url: str, key: str, *, model: str = MODEL, prompt: str = "Hello", words: int = 16, stream: bool = False) -> load.Target:
+def _chat(
+    url: str, key: str, *, model: str = MODEL, prompt: str = "Hello", words: int = 16, stream: bool = False
+) -> load.Target:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": words, "stream": stream}
     return load.post(url + PATH, body, key=key)
 
@@ -97,7 +99,9 @@ async def _memory(target: load.Target, coordinator: Process, streams: int) -> di
     return {"memory_per_stream_kb": round((peak - before) / streams / 1000, 1)}
 
 
-async def _measure(url: str, bare_url: str, key: str, coordinator: Process, options: argparse.Namespace) -> dict[str, float]:
+async def _measure(
+    url: str, bare_url: str, key: str, coordinator: Process, options: argparse.Namespace
+) -> dict[str, float]:
     gc.disable()
     ours, bare = _chat(url, key), _chat(bare_url, key)
     await load.requests_per_second(ours, CLIENTS[-1], options.seconds)  # warm-up
@@ -120,7 +124,9 @@ def _litellm(stack: ExitStack, folder: Path, seconds: float) -> float | None:
     config.write_text(LITELLM_CONFIG)
     words = ("litellm.proxy.proxy_cli", "--config", str(config), "--host", "127.0.0.1", "--port", str(port))
     with ExitStack() as running:
-        proxy = start(running, folder, "litellm", *words, "--num_workers", "1", python=python, LITELLM_TELEMETRY="False")
+        proxy = start(
+            running, folder, "litellm", *words, "--num_workers", "1", python=python, LITELLM_TELEMETRY="False"
+        )
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(url + "/health/liveliness"), "litellm", proxy)
         target = _chat(url, "none", model="constant")

@@ -99,9 +99,7 @@ class Connection(asyncio.Protocol):
 
 async def connections(target: Target, count: int, counted: bytes = b"") -> list[Connection]:
     loop = asyncio.get_running_loop()
-    made = [
-        await loop.create_connection(lambda: Connection(counted), target.host, target.port) for _ in range(count)
-    ]
+    made = [await loop.create_connection(lambda: Connection(counted), target.host, target.port) for _ in range(count)]
     return [connection for _, connection in made]
 
 
