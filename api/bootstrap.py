@@ -243,8 +243,6 @@ def scheduler_worker(
         yield worker
     finally:
         worker.stop()
-        if isinstance(mailbox, HttpMailbox):
-            mailbox.close()
         pool.close()
 
 
