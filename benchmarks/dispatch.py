@@ -7,10 +7,9 @@ tells in its header. Beside them stand round trips of empty messages through Dra
 options, in the same run.
 
 ``jobs_per_second_…`` is how many jobs schedulers in processes of their own take from a full queue, claim, make durable
-and tell the gateway of. ``heartbeat_core_share_N`` is the processor time of two gateways that hold N machines
-between them which send heartbeats as often as the protocol says, for each second that passes; a tenth of the machines
-say something new each time, and two thirds of the time that the machines took to connect lie in no figure.
-Without RabbitMQ those figures are null that need it.
+and tell the gateway of. ``heartbeat_core_share_N`` is the processor time that two gateways with N machines between them
+take in a second, while the machines send heartbeats as often as the protocol says; a tenth of the machines say
+something new each time. Figures that need RabbitMQ are null without it.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ QUOTE = Quote(input_price=50_000, output_price=200_000, source="default", book_v
 JOB_MACHINES = 200
 ADMITTED_AT_ONCE = 256
 NOTICES_SECONDS_MAX = 300.0
+CONNECTED_SECONDS_MAX = 1_800.0
 
 
 class Deployment:
@@ -83,7 +83,7 @@ class Deployment:
     def machines(self, *urls: str, count: int = 1) -> None:
         """Returns when they are routable."""
         words = ("benchmarks.fake_machines", *urls, "--machines", str(count))
-        start(self._stack, self._folder, f"machines-{count}", *words).first_line()
+        start(self._stack, self._folder, f"machines-{count}", *words).first_line(CONNECTED_SECONDS_MAX)
 
 
 # --- from admission to the socket ------------------------------------------------------------------------------------

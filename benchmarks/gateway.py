@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import gc
 import os
+import secrets
 import statistics
 import tempfile
 import time
@@ -116,20 +117,18 @@ async def _open_streams(url: str, key: str, coordinator: Process, streams: int) 
     return await _memory(_chat(url, key, prompt=HOLD_OPEN, stream=True), coordinator, streams)
 
 
-def _litellm(stack: ExitStack, folder: Path, seconds: float) -> float | None:
+def _litellm(folder: Path, seconds: float) -> float | None:
     python = os.environ.get("LITELLM_PYTHON")
     if not python:
         return None
-    config, port = folder / "litellm.yaml", free_port()
+    config, port, key = folder / "litellm.yaml", free_port(), f"sk-{secrets.token_hex(32)}"
     config.write_text(LITELLM_CONFIG)
     words = ("litellm.proxy.proxy_cli", "--config", str(config), "--host", "127.0.0.1", "--port", str(port))
     with ExitStack() as running:
-        proxy = start(
-            running, folder, "litellm", *words, "--num_workers", "1", python=python, LITELLM_TELEMETRY="False"
-        )
+        proxy = start(running, folder, "litellm", *words, "--num_workers", "1", python=python, LITELLM_MASTER_KEY=key)
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(url + "/health/liveliness"), "litellm", proxy)
-        target = _chat(url, "none", model="constant")
+        target = _chat(url, key, model="constant")
         uvloop.run(load.requests_per_second(target, CLIENTS[-1], seconds))
         return round(uvloop.run(load.requests_per_second(target, CLIENTS[-1], seconds)))
 
@@ -150,6 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkbloom-bench-")))
+        litellm = _litellm(folder, options.seconds)
         dsn = stack.enter_context(scratch_database(stack.enter_context(server(options.database_url))))
         key = darkbloomd_output(dsn, "keys", "create", "--credit", "10000")
         bare = start(stack, folder, "bare", "benchmarks.bare_app")
@@ -162,9 +162,7 @@ def main() -> None:
         more = ("--machines", str(options.open_streams // SLOTS + 1), "--slots", str(SLOTS))
         start(stack, folder, "machines", "benchmarks.fake_machines", url, *more).first_line()
         figures |= uvloop.run(_open_streams(url, key, coordinator, options.open_streams))
-        machine.stop()
-        figures["litellm_requests_per_second_32"] = _litellm(stack, folder, options.seconds)
-    show(figures, as_json=options.json)
+    show(figures | {"litellm_requests_per_second_32": litellm}, as_json=options.json)
 
 
 if __name__ == "__main__":
