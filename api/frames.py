@@ -1,8 +1,9 @@
 """The server's side of a WebSocket, with a short way for the frames that nearly all of a machine's are.
 
 A machine sends each token as a whole masked text frame. Reading one through the generators of a protocol library takes
-longer than opening its seal. So frames are cut apart here, plain ones are handed on at once, and every other one (control
-frames, fragments, what breaks the protocol) goes to the library, which decides as ever. Source: RFC 6455, section 5.2.
+longer than opening its seal. So frames are cut apart here, plain ones are handed on at once, and every other one
+(control frames, fragments, what breaks the protocol) goes to the library, which decides as ever. Source: RFC 6455,
+section 5.2.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a gateway does in a second, beside an application that does nothing.
 
-Everything is on: HTTP, key, hold, scheduler, sealing, socket, relay and settlement, each durable in PostgreSQL. Only the
-machine is fake; it is a process of its own that speaks the real protocol, seals for real, and answers at once. In the
-same run the same load goes to a bare FastAPI application that answers a constant, and, when ``LITELLM_PYTHON`` names
-the interpreter of an environment that has it, to the ``litellm`` proxy with its network mock and without a database.
+Everything is on: HTTP, key, hold, scheduler, sealing, socket, relay and settlement, each durable in PostgreSQL. Only
+the machine is fake; it is a process of its own that speaks the real protocol, seals for real, and answers at once. In
+the same run the same load goes to a bare FastAPI application that answers a constant, and, when ``LITELLM_PYTHON``
+names the interpreter of an environment that has it, to the ``litellm`` proxy with its network mock and no database.
 
 ``requests_per_second_N`` is a closed loop of N clients with whole answers; ``added_…`` is latency at 100 requests a
 second in an open loop, less that of the bare application at the same percentile; ``tokens_per_second_64_streams``
@@ -20,7 +20,6 @@ import os
 import secrets
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 

@@ -18,8 +18,8 @@ LOCK_HEAD = """
 SELECT head.position, head.recorded_at, head.stops, clock_timestamp()
 FROM (SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE) AS head
 """
-"""Take the log's one lock; nobody else decides or appends until this transaction ends. The clock, one for all writers, is
-read after that, because waiting for the lock can last: what locks rows is not merged into the query around it."""
+"""Take the log's one lock; nobody else decides or appends until this transaction ends. The clock, one for all writers,
+is read after that, because waiting for the lock can last: what locks rows is not merged into the query around it."""
 
 HEAD_AT_START = "SELECT position, stops FROM ledger_head"
 """Where the log stands, and how often the writers were stopped before this one began."""
@@ -381,7 +381,8 @@ RELEASE_CLAIMS = """
 WITH wanted AS (
     SELECT request_id, attempt FROM unnest(%(request_ids)s::uuid[], %(attempts)s::int[]) AS given (request_id, attempt)
 ), held AS (
-    SELECT f.session_id FROM fleet f WHERE f.session_id IN (SELECT session_id FROM claims JOIN wanted USING (request_id, attempt))
+    SELECT f.session_id FROM fleet f
+    WHERE f.session_id IN (SELECT c.session_id FROM claims c JOIN wanted USING (request_id, attempt))
     ORDER BY f.session_id FOR UPDATE OF f
 ), gone AS (
     DELETE FROM claims c USING wanted w
@@ -394,9 +395,10 @@ WITH wanted AS (
 ), offers AS (
     UPDATE fleet_models m SET busy = freed.busy,
         requests_model = m.requests_model - (
-            SELECT count(*) FROM gone g WHERE g.session_id = m.session_id AND g.model = m.model),
+            SELECT count(*) FROM gone g WHERE (g.session_id, g.model) = (m.session_id, m.model)),
         output_tokens_model = m.output_tokens_model - (
-            SELECT coalesce(sum(g.output_tokens), 0) FROM gone g WHERE g.session_id = m.session_id AND g.model = m.model)
+            SELECT coalesce(sum(g.output_tokens), 0) FROM gone g
+            WHERE (g.session_id, g.model) = (m.session_id, m.model))
     FROM freed WHERE m.session_id = freed.session_id RETURNING m.model
 )
 SELECT gone.model, gone.seconds, ARRAY(SELECT DISTINCT model FROM offers) FROM gone

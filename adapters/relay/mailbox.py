@@ -16,7 +16,6 @@ from psycopg_pool import ConnectionPool
 from adapters.postgres import sql
 from domain.dispatch import NOTICES_PATH, SECRET_HEADER, Notice
 
-
 SECONDS_MAX = 5.0
 
 
