@@ -1,8 +1,8 @@
 """How fast work gets to machines: a request's way from its admission to a socket, jobs a second, heartbeats.
 
 ``embedded_…`` is one process, ``rabbitmq_…`` three: gateway, scheduler and projections, with RabbitMQ between them.
-Each is the time from the admission of a request, through broker, scheduler, decision, claim and the durable dispatch, until
-the sealed request is handed to the machine's socket: the steps ``route_us`` and ``encrypt_us`` that each answer
+Each is the time from the admission of a request, through broker, scheduler, decision, claim and the durable dispatch,
+until the sealed request is handed to the machine's socket: the steps ``route_us`` and ``encrypt_us`` that each answer
 tells in its header. Beside them stand round trips of empty messages through Dramatiq, on the same broker, with the same
 options, in the same run.
 
