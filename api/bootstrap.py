@@ -26,6 +26,7 @@ from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
 from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
 from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
+from adapters.postgres.recent_callers import RecentCallers
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
 from adapters.postgres.writer import LedgerWriter
@@ -242,8 +243,6 @@ def scheduler_worker(
         yield worker
     finally:
         worker.stop()
-        if isinstance(mailbox, HttpMailbox):
-            mailbox.close()
         pool.close()
 
 
@@ -273,6 +272,7 @@ def gateway_app(
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(make_async_pool(dsn, size_max=GATEWAY_CONNECTIONS_MAX))
             audit_pool = stack.enter_context(open_pool(dsn, size_max=AUDIT_CONNECTIONS_MAX))
+            callers = RecentCallers(StoredCredentials(pool))
             publisher = make_publisher(broker)
             stack.callback(publisher.close)
             lease = GatewayLease(
@@ -291,8 +291,8 @@ def gateway_app(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
                 transparency=transparency_log(partial(connection_of, pool)),
-                credentials=StoredCredentials(pool),
-                keys=StoredKeys(pool),
+                credentials=callers,
+                keys=StoredKeys(pool, on_revoked=callers.forget),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
@@ -325,7 +325,12 @@ def gateway_app(
                 await lease.end_all()
             await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
-            revocations = RevocationWatch(dsn, switchboard.keys_in_use, switchboard.revoke)
+
+            def revoke(key_id: str) -> None:
+                callers.forget(key_id)
+                switchboard.revoke(key_id)
+
+            revocations = RevocationWatch(dsn, switchboard.keys_in_use, revoke)
             for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run()):
                 stack.callback(asyncio.create_task(keeping).cancel)
             yield

@@ -75,9 +75,13 @@ class Process:
             )
         threading.Thread(target=self._collect, daemon=True).start()
 
-    def first_line(self) -> str:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def first_line(self, seconds: float = READY_SECONDS_MAX) -> str:
         """What it says when it is ready."""
-        return wait_for(lambda: None if self._lines.empty() else self._lines.get(), f"{self.name} to start", self)
+        return wait_for(self._next_line, f"{self.name} to start", self, seconds)
 
     def require_alive(self) -> None:
         if self._process.poll() is not None:
@@ -93,6 +97,9 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _next_line(self) -> str | None:
+        return None if self._lines.empty() else self._lines.get()
 
     def _collect(self) -> None:
         assert self._process.stdout is not None
@@ -248,13 +255,15 @@ def _row(connection: psycopg.Connection[Any], statement: str, parameters: Sequen
     return tuple(row)
 
 
-def wait_for(look: Callable[[], T | None], what: str, process: Process | None = None) -> T:
+def wait_for(
+    look: Callable[[], T | None], what: str, process: Process | None = None, seconds: float = READY_SECONDS_MAX
+) -> T:
     """Look until there is something to see.
 
     Raises:
         DemoFailed: nothing came in time, or the process that it was expected of ended.
     """
-    deadline = time.monotonic() + READY_SECONDS_MAX
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
         if found is not None:
@@ -262,7 +271,7 @@ def wait_for(look: Callable[[], T | None], what: str, process: Process | None = 
         if process is not None:
             process.require_alive()
         time.sleep(0.05)
-    raise DemoFailed(f"waited {READY_SECONDS_MAX:.0f} s in vain for {what}")
+    raise DemoFailed(f"waited {seconds:.0f} s in vain for {what}")
 
 
 @contextlib.contextmanager

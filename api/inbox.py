@@ -103,6 +103,17 @@ class Inbox:
         self._buffered_bytes -= _size_of(item)
         return item
 
+    def ready_output(self, job_id: str) -> InferenceResponseChunk | None:
+        """The next item, if it is here already and output of this job."""
+        if self._overflowed or not self._items:
+            return None
+        item = self._items[0]
+        if not isinstance(item, InferenceResponseChunk) or item.request_id != job_id:
+            return None
+        self._items.popleft()
+        self._buffered_bytes -= _size_of(item)
+        return item
+
     def _wake_reader(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)

@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from api.frames import ShortWayProtocol
 from domain.protocol import COORDINATOR_INBOUND_BYTES_MAX
 
 BACKLOG = 2048
@@ -53,7 +54,8 @@ def serve(app: FastAPI, bound: socket.socket, *, drain_seconds: float, on_ready:
         app,
         loop="none",
         http="httptools",
-        ws="websockets-sansio",
+        ws=ShortWayProtocol,
+        ws_per_message_deflate=False,  # sealed bytes do not compress
         ws_max_size=COORDINATOR_INBOUND_BYTES_MAX,
         ws_ping_interval=None,
         timeout_keep_alive=120,

@@ -45,6 +45,9 @@ CHIPS = ((68, 12), (100, 18), (150, 28), (200, 35), (273, 45), (300, 50), (400, 
 """Memory bandwidth in GB/s and tokens a second of the machines that exist."""
 
 
+RANDOM = Random(2_026)
+
+
 class Took(NamedTuple):
     """Milliseconds of one decision, of its processor time, and of an empty round trip to the database after it."""
 
@@ -60,7 +63,10 @@ class Fleet(NamedTuple):
     machines: dict[str, Snapshot]
 
 
-def _machine(gateway_id: UUID, random: Random, session_id: str = "") -> Snapshot:
+def machine(
+    gateway_id: UUID, random: Random = RANDOM, session_id: str = "", *, model: str = MODEL, capacity: int = 0
+) -> Snapshot:
+    """A machine like those that exist; ``capacity`` 0 draws that too."""
     bandwidth_gbs, tps = random.choice(CHIPS)
     memory_gb = random.choice((16.0, 24.0, 36.0, 64.0, 128.0))
     running = random.choice((0, 0, 0, 1, 2, 3))
@@ -78,10 +84,10 @@ def _machine(gateway_id: UUID, random: Random, session_id: str = "") -> Snapshot
         runtime_verified=False,
         private=True,
         challenge_passed_at=time.time() + 3_600,
-        capacity=random.randint(2, 12),
-        models={MODEL: 8 * 2**30, OTHER_MODEL: 2**30} if random.random() < 0.5 else {MODEL: 8 * 2**30},
+        capacity=capacity or random.randint(2, 12),
+        models={model: 8 * 2**30, OTHER_MODEL: 2**30} if random.random() < 0.5 else {model: 8 * 2**30},
         context_lengths={},
-        slots={MODEL: SlotState("idle_shutdown") if unloaded else slot},
+        slots={model: SlotState("idle_shutdown") if unloaded else slot},
         decode_tps=tps * random.uniform(0.85, 1.15),
         prefill_tps=0.0 if random.random() < 0.2 else tps * random.uniform(4.0, 8.0),
         memory_bandwidth_gbs=bandwidth_gbs,
@@ -198,12 +204,12 @@ async def _measure(dsn: str, machines: int, options: argparse.Namespace) -> dict
     with open_pool(dsn, size_max=1) as pool:
         async with make_async_pool(dsn, size_max=1) as gateway_pool:
             gateway = GatewayFleet(gateway_pool, lambda: gateway_id, policy=POLICY, size_of=lambda _: SIZE_GB)
-            made = [_machine(gateway_id, random) for _ in range(machines)]
+            made = [machine(gateway_id, random) for _ in range(machines)]
             fleet = Fleet(gateway_id, gateway, SchedulerFleet(pool), {one.session_id: one for one in made})
             await _announce(fleet)
             cold = await asyncio.to_thread(_decide, fleet, dsn, random, options.decisions)
             for session in fleet.machines:
-                fleet.machines[session] = _machine(gateway_id, random, session)
+                fleet.machines[session] = machine(gateway_id, random, session)
             await _announce(fleet)
             await asyncio.to_thread(_claim_and_release, fleet, random, min(machines, options.churn))
             churned = await asyncio.to_thread(_decide, fleet, dsn, random, options.decisions)

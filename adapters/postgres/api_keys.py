@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -17,8 +17,12 @@ from domain.keys import KEYS_MAX, AccountLimits, KeyEntry, KeySettings, MadeKey
 
 
 class StoredKeys:
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool[AsyncConnection], on_revoked: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """``on_revoked`` is told the id of each key that is revoked here."""
         self._pool = pool
+        self._on_revoked = on_revoked
 
     async def create(self, account_id: str, settings: KeySettings) -> MadeKey:
         """Raises Conflict when the account has as many active keys as it may have."""
@@ -57,7 +61,10 @@ class StoredKeys:
         """Revoke one of the account's own keys; False when it has no such active key."""
         values = {"key": key_or_id, "key_hash": hash_of(key_or_id), "account_id": account_id}
         async with connection_of(self._pool) as connection:
-            return await (await connection.execute(sql.REVOKE_API_KEY, values)).fetchone() is not None
+            revoked = await (await connection.execute(sql.REVOKE_API_KEY, values)).fetchone()
+        if revoked is not None:
+            self._on_revoked(revoked[0])
+        return revoked is not None
 
 
 def set_account_limits(connection: psycopg.Connection[object], account_id: str, limits: AccountLimits) -> None:

@@ -93,6 +93,6 @@ class _PackedColumn:
         return _header(1, 0, self._packing.element_oid, len(obj), 1) + self._packing.pack(obj)
 
 
-def pack_lists(connection: psycopg.Connection[Any]) -> None:
+def pack_lists(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
     """Let a connection send lists in this way."""
     connection.adapters.register_dumper(list, _PackedList)

@@ -73,7 +73,7 @@ def create_provider_token(connection: psycopg.Connection[object], account_id: st
 
 
 class StoredCredentials:
-    """Looks credentials up. Nothing is cached, so a revocation holds at once."""
+    """Looks credentials up. Nothing is remembered here, so a revocation holds at once."""
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
         self._pool = pool
@@ -99,10 +99,11 @@ class StoredCredentials:
 
 
 def _caller(row: tuple[Any, ...]) -> Caller:
-    account_id, key_id, role, scopes, limit, reset, requests, tokens, *account_limits, _ = row
+    account_id, key_id, role, scopes, expires_at, limit, reset, requests, tokens, *account_limits, _ = row
     settings = KeySettings(
         role=role,
         scopes=tuple(scopes),
+        expires_at=expires_at,
         spend_limit=None if limit is None else KeyLimit(limit, reset),
         requests_per_minute=requests,
         tokens_per_minute=tokens,

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
+from adapters.postgres.arrays import pack_lists
 from domain.errors import ServiceUnavailable
 
 KEEPALIVE: dict[str, Any] = {
@@ -25,9 +26,14 @@ _checks: set[asyncio.Task[None]] = set()
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
-def _plan_once(connection: psycopg.Connection[Any]) -> None:
+def _prepare(connection: psycopg.Connection[Any]) -> None:
     """Prepared statements keep their first plan: they are made so that one fits all, and planning takes longer."""
     connection.execute("SET plan_cache_mode = force_generic_plan")
+    pack_lists(connection)
+
+
+async def _prepare_async(connection: AsyncConnection) -> None:
+    pack_lists(connection)
 
 
 def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
@@ -37,7 +43,7 @@ def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[t
         min_size=1,
         max_size=size_max,
         kwargs={"autocommit": True} | KEEPALIVE,
-        configure=_plan_once,
+        configure=_prepare,
         open=True,
         timeout=10.0,
     )
@@ -46,7 +52,13 @@ def open_pool(dsn: str, *, size_max: int) -> ConnectionPool[psycopg.Connection[t
 def make_async_pool(dsn: str, *, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
     """The same for one event loop; the caller opens it there."""
     return AsyncConnectionPool(
-        dsn, min_size=1, max_size=size_max, kwargs={"autocommit": True} | KEEPALIVE, open=False, timeout=10.0
+        dsn,
+        min_size=1,
+        max_size=size_max,
+        kwargs={"autocommit": True} | KEEPALIVE,
+        configure=_prepare_async,
+        open=False,
+        timeout=10.0,
     )
 
 

@@ -14,14 +14,15 @@ SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
 small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed. The few
 scans that must be (the head is one row) look dear to the planner then, so it must not compile them."""
 
-LOCK_HEAD = "SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE"
-"""Take the log's one lock; nobody else decides or appends until this transaction ends."""
+LOCK_HEAD = """
+SELECT head.position, head.recorded_at, head.stops, clock_timestamp()
+FROM (SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE) AS head
+"""
+"""Take the log's one lock; nobody else decides or appends until this transaction ends. The clock, one for all writers,
+is read after that, because waiting for the lock can last: what locks rows is not merged into the query around it."""
 
 HEAD_AT_START = "SELECT position, stops FROM ledger_head"
 """Where the log stands, and how often the writers were stopped before this one began."""
-
-CLOCK = "SELECT clock_timestamp()"
-"""One clock for all writers. Asked after the lock is taken, because waiting for it can last."""
 
 LOAD_AGGREGATES = """
 SELECT s.originator_id, s.originator_version, NULL AS topic, s.state
@@ -62,9 +63,11 @@ ON CONFLICT (originator_id) DO UPDATE SET originator_version = excluded.originat
 """
 """Written under the head's lock together with the events that they cover, so a newer one always replaces an older."""
 
-MOVE_HEAD = "UPDATE ledger_head SET position = %s, recorded_at = %s"
-
-NOTIFY_LEDGER = "SELECT pg_notify('ledger', %s)"
+MOVE_HEAD = """
+WITH moved AS (UPDATE ledger_head SET position = %s, recorded_at = %s RETURNING position)
+SELECT pg_notify('ledger', position::text) FROM moved
+"""
+"""Who follows the log hears of it at the commit."""
 
 COMMIT_WITHOUT_WAITING = "SET LOCAL synchronous_commit TO off"
 
@@ -78,7 +81,7 @@ INSERT INTO api_keys (key_hash, key_id, label, name, account_id, role, scopes)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 FIND_API_KEY = """
-SELECT k.account_id, k.key_id, k.role, k.scopes, k.spend_limit_micro_usd, k.spend_reset,
+SELECT k.account_id, k.key_id, k.role, k.scopes, k.expires_at, k.spend_limit_micro_usd, k.spend_reset,
        k.requests_per_minute, k.tokens_per_minute, a.requests_per_second, a.request_burst, a.tokens_per_minute,
        k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute' AS use_is_news
 FROM api_keys k LEFT JOIN account_limits a USING (account_id)
@@ -374,26 +377,34 @@ FROM slot RETURNING session_id
 """Take one slot, or none; ``alone`` only of a machine that does nothing else. Counters, claim and the end of waiting
 go together; a claim that exists undoes it all."""
 
-RELEASE_CLAIM = """
-WITH held AS (
-    SELECT f.session_id FROM fleet f JOIN claims c USING (session_id)
-    WHERE c.request_id = %(request_id)s AND c.attempt = %(attempt)s FOR UPDATE OF f
+RELEASE_CLAIMS = """
+WITH wanted AS (
+    SELECT request_id, attempt FROM unnest(%(request_ids)s::uuid[], %(attempts)s::int[]) AS given (request_id, attempt)
+), held AS (
+    SELECT f.session_id FROM fleet f
+    WHERE f.session_id IN (SELECT c.session_id FROM claims c JOIN wanted USING (request_id, attempt))
+    ORDER BY f.session_id FOR UPDATE OF f
 ), gone AS (
-    DELETE FROM claims WHERE request_id = %(request_id)s AND attempt = %(attempt)s AND (SELECT count(*) FROM held) >= 0
-    RETURNING session_id, model, output_tokens, extract(epoch FROM now() - claimed_at)::float8 AS seconds
+    DELETE FROM claims c USING wanted w
+    WHERE c.request_id = w.request_id AND c.attempt = w.attempt AND (SELECT count(*) FROM held) >= 0
+    RETURNING c.session_id, c.model, c.output_tokens, extract(epoch FROM now() - c.claimed_at)::float8 AS seconds
 ), freed AS (
-    UPDATE fleet SET busy = busy - 1 FROM gone WHERE fleet.session_id = gone.session_id
-    RETURNING fleet.session_id, fleet.busy
+    UPDATE fleet f SET busy = f.busy - g.slots
+    FROM (SELECT session_id, count(*) AS slots FROM gone GROUP BY session_id) g WHERE f.session_id = g.session_id
+    RETURNING f.session_id, f.busy
 ), offers AS (
     UPDATE fleet_models m SET busy = freed.busy,
-        requests_model = m.requests_model - CASE WHEN m.model = gone.model THEN 1 ELSE 0 END,
-        output_tokens_model = m.output_tokens_model - CASE WHEN m.model = gone.model THEN gone.output_tokens ELSE 0 END
-    FROM freed JOIN gone USING (session_id) WHERE m.session_id = freed.session_id RETURNING m.model
+        requests_model = m.requests_model - (
+            SELECT count(*) FROM gone g WHERE (g.session_id, g.model) = (m.session_id, m.model)),
+        output_tokens_model = m.output_tokens_model - (
+            SELECT coalesce(sum(g.output_tokens), 0) FROM gone g
+            WHERE (g.session_id, g.model) = (m.session_id, m.model))
+    FROM freed WHERE m.session_id = freed.session_id RETURNING m.model
 )
-SELECT gone.model, gone.seconds, ARRAY(SELECT model FROM offers) FROM gone
+SELECT gone.model, gone.seconds, ARRAY(SELECT DISTINCT model FROM offers) FROM gone
 """
-"""Give a slot back; giving it back twice does nothing. Returns the model, for how long the slot was taken, and the
-models that it is free for."""
+"""Give slots back; giving one back twice does nothing. Returns for each its model, for how long it was taken, and the
+models that the machines with a free slot now offer."""
 
 CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s"
 

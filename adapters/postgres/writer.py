@@ -340,18 +340,16 @@ class LedgerWriter:
             histories = self._ask_for(connection, refs) if refs else None
             connection.execute("BEGIN")
             head = connection.execute(sql.LOCK_HEAD, prepare=True)
-            clock = connection.execute(sql.CLOCK, prepare=True)
-        head_row, clock_row = head.fetchone(), clock.fetchone()
-        assert head_row is not None
-        assert clock_row is not None
-        position, recorded_at, stops = head_row
+        row = head.fetchone()
+        assert row is not None
+        position, recorded_at, stops, clock = row
         if stops != self._stops:
             raise InvariantViolated("a check of the tables found the books wrong; the table ledger_stops says where")
         if histories is not None:
             self._take_up(refs, histories)
         if position > self._seen_position:
             self._follow(connection, position)
-        now = clock_row[0] if self._clock is None else self._clock()
+        now = clock if self._clock is None else self._clock()
         return position, max(now.astimezone(UTC), recorded_at.astimezone(UTC))
 
     def _follow(self, connection: Connection, position: int) -> None:
@@ -421,7 +419,6 @@ class LedgerWriter:
         if grown := [aggregate for aggregate in unit.touched.values() if _wants_snapshot(aggregate)]:
             connection.execute(sql.KEEP_SNAPSHOTS, _snapshots(grown), prepare=True)
         connection.execute(sql.MOVE_HEAD, (last, unit.now), prepare=True)
-        connection.execute(sql.NOTIFY_LEDGER, (str(last),), prepare=True)
         connection.execute("COMMIT")
 
     def _show(self, connection: Connection, projections: Iterable[InlineProjection], written: Written) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 from uuid import UUID
 
-import httpx
 import msgspec
 from psycopg_pool import ConnectionPool
 
 from adapters.postgres import sql
 from domain.dispatch import NOTICES_PATH, SECRET_HEADER, Notice
+
+SECONDS_MAX = 5.0
 
 
 class GatewayUnreachable(Exception):
@@ -37,23 +42,47 @@ class LocalMailbox:
 
 
 class HttpMailbox:
-    """For a scheduler on its own: posts the notice to the address under which the gateway took its lease."""
+    """For a scheduler on its own: posts the notice to the address under which the gateway took its lease.
+
+    Each thread keeps a connection of its own to each gateway: a request waits for this, and a client that can do more
+    takes longer than all else that a scheduler does for it.
+    """
 
     def __init__(self, pool: ConnectionPool[Any], secret: str) -> None:
         self._pool = pool
         self._urls: dict[UUID, str] = {}
-        self._client = httpx.Client(headers={SECRET_HEADER: secret}, timeout=5.0)
+        self._headers = {SECRET_HEADER: secret, "Content-Type": "application/json"}
+        self._kept = threading.local()
 
     def deliver(self, gateway_id: UUID, notice: Notice) -> None:
         try:
-            answer = self._client.post(self._url_of(gateway_id) + NOTICES_PATH, content=msgspec.json.encode(notice))
-        except httpx.HTTPError as error:
+            status = self._post(self._url_of(gateway_id), msgspec.json.encode(notice))
+        except (OSError, HTTPException) as error:
             raise GatewayUnreachable(type(error).__name__) from None
-        if answer.status_code != 204:
-            raise GatewayUnreachable(f"the gateway answered {answer.status_code}")
+        if status != 204:
+            raise GatewayUnreachable(f"the gateway answered {status}")
 
-    def close(self) -> None:
-        self._client.close()
+    def _post(self, url: str, content: bytes) -> int:
+        """A kept connection may have been closed since; then it is sent again, and a notice that came twice is read
+        once."""
+        connections: dict[str, HTTPConnection] = self._kept.__dict__
+        kept = connections.pop(url, None)
+        if kept is not None:
+            with suppress(OSError, HTTPException):
+                status = self._ask(kept, url, content)
+                connections[url] = kept
+                return status
+            kept.close()
+        connection = _connection_to(url)
+        status = self._ask(connection, url, content)
+        connections[url] = connection
+        return status
+
+    def _ask(self, connection: HTTPConnection, url: str, content: bytes) -> int:
+        connection.request("POST", urlsplit(url).path + NOTICES_PATH, content, self._headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
 
     def _url_of(self, gateway_id: UUID) -> str:
         if gateway_id not in self._urls:
@@ -63,3 +92,10 @@ class HttpMailbox:
                 raise GatewayUnreachable(GatewayUnreachable.__doc__)
             self._urls[gateway_id] = row[0]
         return self._urls[gateway_id]
+
+
+def _connection_to(url: str) -> HTTPConnection:
+    address = urlsplit(url)
+    assert address.hostname is not None
+    kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+    return kind(address.hostname, address.port, timeout=SECONDS_MAX)

@@ -13,13 +13,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
 from dramatiq.errors import QueueNotFound
 
 QUEUE_MESSAGES_MAX = 10_000
 DEAD_LETTERS_MAX = 1_000
+LOOK_SECONDS = 0.01
 
 
 class QueueIsFull(Exception):
@@ -42,7 +43,7 @@ class EmbeddedBroker(Broker):
     def declare_queue(self, queue_name: str) -> None:
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
-            self.queues[queue_name] = Queue(self._queue_messages_max)
+            self.queues[queue_name] = SimpleQueue()
             self.emit_after("declare_queue", queue_name)
 
     def enqueue(self, message: Message[object], *, delay: int | None = None) -> Message[object]:
@@ -68,9 +69,8 @@ class EmbeddedBroker(Broker):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
         queue = self._queue(queue_name)
-        return _EmbeddedConsumer(
-            queue, self.dead_letters, partial(self._unfinished.done, queue_name), prefetch, timeout
-        )
+        finished = partial(self._unfinished.done, queue_name)
+        return _EmbeddedConsumer(queue, self._queue_messages_max, self.dead_letters, finished, prefetch, timeout)
 
     def flush(self, queue_name: str) -> None:
         queue = self._queue(queue_name)
@@ -94,51 +94,56 @@ class EmbeddedBroker(Broker):
         self._delays.close()
 
     def _put(self, message: Message[object]) -> None:
-        try:
-            self._queue(message.queue_name).put_nowait(message.encode())
-        except Full:
-            raise QueueIsFull(QueueIsFull.__doc__) from None
+        queue = self._queue(message.queue_name)
+        if queue.qsize() >= self._queue_messages_max:
+            raise QueueIsFull(QueueIsFull.__doc__)
+        queue.put(message.encode())
 
-    def _queue(self, queue_name: str) -> Queue[bytes]:
+    def _queue(self, queue_name: str) -> SimpleQueue[bytes]:
         try:
-            found: Queue[bytes] = self.queues[queue_name]
+            found: SimpleQueue[bytes] = self.queues[queue_name]
         except KeyError:
             raise QueueNotFound(queue_name) from None  # type: ignore[no-untyped-call]  # dramatiq's errors are untyped
         return found
 
 
 class _Unfinished:
-    """Counts the messages of each queue that are neither acknowledged nor dead, wherever they are just now."""
+    """Counts the messages of each queue that are neither acknowledged nor dead, wherever they are just now.
+
+    An event loop counts here for each request, so nothing is notified under the lock: whoever waits looks again.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def add(self, queue_name: str) -> None:
-        with self._changed:
+        with self._lock:
             self._counts[queue_name] += 1
 
     def done(self, queue_name: str) -> None:
-        with self._changed:
+        with self._lock:
             self._counts[queue_name] -= 1
-            self._changed.notify_all()
 
     def wait(self, queue_name: str, seconds: float) -> int:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._counts[queue_name], seconds)
-            return self._counts[queue_name]
+        deadline = time.monotonic() + seconds
+        while self._counts[queue_name] and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        return self._counts[queue_name]
 
 
 class _EmbeddedConsumer(Consumer):
     def __init__(
         self,
-        queue: Queue[bytes],
+        queue: SimpleQueue[bytes],
+        queue_messages_max: int,
         dead_letters: deque[Message[object]],
         finished: Callable[[], None],
         prefetch: int,
         timeout_ms: int,
     ) -> None:
         self._queue = queue
+        self._queue_messages_max = queue_messages_max
         self._dead_letters = dead_letters
         self._finished = finished
         self._timeout_seconds = timeout_ms / 1000
@@ -157,9 +162,9 @@ class _EmbeddedConsumer(Consumer):
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Hand back what a stopping worker holds; what finds no room is a dead letter, so that stopping never hangs."""
         for message in messages:
-            try:
-                self._queue.put_nowait(message.encode())
-            except Full:
+            if self._queue.qsize() < self._queue_messages_max:
+                self._queue.put(message.encode())
+            else:
                 self._dead_letters.append(message._message)
                 self._finished()
 

@@ -155,7 +155,7 @@ class SchedulerFleet:
 
     def release(self, request_id: UUID, attempt: int) -> None:
         with self._pool.connection() as connection:
-            connection.execute(sql.RELEASE_CLAIM, {"request_id": request_id, "attempt": attempt}, prepare=True)
+            connection.execute(sql.RELEASE_CLAIMS, slots_in([(request_id, attempt)]), prepare=True)
 
     # --- the queue -----------------------------------------------------------------------------------------------
 
@@ -203,6 +203,14 @@ class SchedulerFleet:
             models = [row[0] for row in connection.execute(sql.WAITING_MODELS)]
             wanted = {"models": models, "gateway_id": None, "count": 100}
             return woken(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
+
+
+def slots_in(attempts: Sequence[tuple[UUID, int]]) -> dict[str, Any]:
+    """The parameters of RELEASE_CLAIMS."""
+    return {
+        "request_ids": [request_id for request_id, _ in attempts],
+        "attempts": [attempt for _, attempt in attempts],
+    }
 
 
 def woken(rows: Iterable[Sequence[Any]]) -> list[DispatchJob]:

@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from adapters.postgres import sql
 from adapters.postgres.pool import AsyncConnection, connection_of
-from adapters.scheduler.fleet import health_in, woken
+from adapters.scheduler.fleet import health_in, slots_in, woken
 from domain.dispatch import DispatchJob
 from domain.routing import (
     TRUST_RANK,
@@ -94,6 +94,8 @@ class GatewayFleet:
         self._seen: defaultdict[str, list[Observation]] = defaultdict(list)
         self._slot_seconds: dict[str, float] = {}
         self._urgent = asyncio.Event()
+        self._leaving: list[tuple[UUID, int]] = []
+        self._giving_back = asyncio.Lock()
 
     # --- machines ------------------------------------------------------------------------------------------------
 
@@ -219,15 +221,29 @@ class GatewayFleet:
     # --- slots and the queue -------------------------------------------------------------------------------------
 
     async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
-        """Give an attempt's slot back; returns the request that may take it. Doing it twice does nothing."""
-        async with connection_of(self._pool) as connection:
-            wanted = {"request_id": request_id, "attempt": attempt}
-            freed = await (await connection.execute(sql.RELEASE_CLAIM, wanted, prepare=True)).fetchone()
-            if freed is None:
+        """Give an attempt's slot back; returns requests that may take it. Doing it twice does nothing.
+
+        Slots that come while others are given back go together in the next statement, and one of those who gave them
+        back gets all the requests that they woke.
+        """
+        self._leaving.append((request_id, attempt))
+        async with self._giving_back:
+            leaving, self._leaving = self._leaving, []
+            if not leaving:  # somebody before took this one along
                 return []
-            model, seconds, models = freed
-            self._slot_seconds[model] = 0.8 * self._slot_seconds.get(model, seconds) + 0.2 * seconds
-            return await self._wake(connection, models, 1)
+            try:
+                return await self._give_back(leaving)
+            except asyncio.CancelledError:
+                self._leaving = leaving + self._leaving  # for whoever comes next
+                raise
+
+    async def _give_back(self, leaving: Sequence[tuple[UUID, int]]) -> list[DispatchJob]:
+        async with connection_of(self._pool) as connection:
+            cursor = await connection.execute(sql.RELEASE_CLAIMS, slots_in(leaving), prepare=True)
+            freed = await cursor.fetchall()
+            for model, seconds, _ in freed:
+                self._slot_seconds[model] = 0.8 * self._slot_seconds.get(model, seconds) + 0.2 * seconds
+            return await self._wake(connection, freed[0][2], len(freed)) if freed else []
 
     async def leave_queue(self, request_id: UUID) -> None:
         async with connection_of(self._pool) as connection:

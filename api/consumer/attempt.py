@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
+from api.consumer.answers import ProviderChunk, ProviderDelta, Whole, read_chunk, read_whole
 from api.consumer.thoughts import Thoughts
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Channel, Sealing
@@ -74,6 +74,11 @@ class AttemptFailed(Exception):
 Next = Callable[[float, bool], Awaitable[Any]]
 """The next item of the request's inbox within a number of seconds; the flag says whether the answer has begun."""
 
+ReadyOutput = Callable[[str], InferenceResponseChunk | None]
+"""The next item of the inbox, if it is here already and output of this job."""
+
+CHUNKS_AT_ONCE_MAX = 64
+
 RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 """Statuses below 500 that may be the machine's fault; the others follow from the request and are not tried again."""
 
@@ -88,6 +93,7 @@ class Attempt:
         *,
         sealing: Sealing,
         next_item: Next,
+        ready_output: ReadyOutput,
         stream: bool,
         first_signal_seconds: float,
         first_content_seconds: float,
@@ -100,6 +106,7 @@ class Attempt:
         self._link = link
         self._sealing = sealing
         self._next = next_item
+        self._ready_output = ready_output
         self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if stream else read_whole
         self._patience = first_signal_seconds
         self._first_content_seconds = first_content_seconds
@@ -125,7 +132,7 @@ class Attempt:
                     if not self.started:
                         self._patience = self._first_content_seconds
                 case InferenceResponseChunk():
-                    for item in await self._take(event, channel):
+                    async for item in self._take_ready(event, channel):
                         yield item
                 case InferenceComplete():
                     if not self.started:  # even an empty answer has a finish; without one nothing was delivered
@@ -165,6 +172,30 @@ class Attempt:
                 continue  # late news of an earlier attempt
             event: JobEvent = item
             return event
+
+    async def _take_ready(
+        self, chunk: InferenceResponseChunk, channel: Channel
+    ) -> AsyncGenerator[Started | Delta | Whole, None]:
+        """What one chunk means for the consumer, with all that are here already behind it: they can go out in one
+        write, which is dear, and none of them waits for another."""
+        choices: list[ProviderDelta] = []
+        more: InferenceResponseChunk | None = chunk
+        taken = 0
+        try:
+            while more is not None:
+                for item in await self._take(more, channel):
+                    if isinstance(item, Delta):
+                        choices += item.chunk.choices
+                    else:
+                        yield item
+                taken += 1
+                more = self._ready_output(self.assigned.job_id) if taken < CHUNKS_AT_ONCE_MAX else None
+        except AttemptFailed:
+            if choices:
+                yield Delta(ProviderChunk(tuple(choices)))
+            raise
+        if choices:
+            yield Delta(ProviderChunk(tuple(choices)))
 
     async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Started | Delta | Whole]:
         """What one chunk means for the consumer. A bare role does not commit the answer."""

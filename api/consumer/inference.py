@@ -258,6 +258,7 @@ class Inference:
             link,
             sealing=self._tools.sealing,
             next_item=self._next_in_time,
+            ready_output=self._inbox.ready_output,
             stream=self._stream,
             first_signal_seconds=timeouts.first_signal,
             first_content_seconds=timeouts.first_content,

@@ -100,12 +100,13 @@ def test_a_revoked_key_is_dead_at_once_and_stays_in_the_whole_list(up: Coordinat
 
 
 def test_an_expired_key_is_refused(up: Coordinator, manager: Key) -> None:
-    made = make(up, manager, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
-    with up.client(made["api_key"]) as client:
-        assert client.get("/v1/models").status_code == 200
-        with psycopg.connect(up.books.dsn, autocommit=True) as connection:
-            connection.execute("UPDATE api_keys SET expires_at = now() WHERE key_id = %s", (made["id"],))
-        assert client.get("/v1/models").status_code == 401
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    kept, expired = (make(up, manager, expires_at=later) for _ in range(2))
+    with psycopg.connect(up.books.dsn, autocommit=True) as connection:
+        connection.execute("UPDATE api_keys SET expires_at = now() WHERE key_id = %s", (expired["id"],))
+    for made, status in ((kept, 200), (expired, 401)):
+        with up.client(made["api_key"]) as client:
+            assert client.get("/v1/models").status_code == status
 
 
 def test_nobody_revokes_or_sees_the_keys_of_another_account(up: Coordinator, manager: Key) -> None:

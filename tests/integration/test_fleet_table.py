@@ -175,6 +175,50 @@ async def test_a_slot_that_is_given_back_twice_is_given_back_once(
     assert_counters_are_true(look)
 
 
+async def test_slots_that_are_given_back_together_each_count_once_and_wake_as_many(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    machines = [machine(capacity=4, models=(MODEL, "second")) for _ in range(3)]
+    for one in machines:
+        await gateway.announce(one, routable=True)
+    running = [job(model=model) for _ in range(4) for model in (MODEL, "second")]
+    for number, wanted in enumerate(running):
+        assert fleet.claim(wanted, machines[number % 3].session_id, seconds=600)
+    waiters = [job() for _ in range(5)]
+    park(fleet, look, *waiters)
+    *ended, kept = running
+
+    given_back = [gateway.release(one.request_id, 1) for one in (*ended, ended[0])]
+    woken = [one for some in await asyncio.gather(*given_back) for one in some]
+
+    assert ids(woken) == ids(waiters)
+    assert set(claims(look)) == {(kept.request_id, 1)}
+    assert sum(busy_of(look, one.session_id) for one in machines) == 1
+    assert_counters_are_true(look)
+
+
+async def test_slots_whose_giver_is_cancelled_go_back_with_the_next(
+    ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = machine(capacity=2)
+    await gateway.announce(one, routable=True)
+    first, second = job(), job()
+    for wanted in (first, second):
+        assert fleet.claim(wanted, one.session_id, seconds=600)
+    with psycopg.connect(ledger) as holder:
+        holder.execute("SELECT FROM fleet FOR UPDATE")
+        giving = asyncio.create_task(gateway.release(first.request_id, 1))
+        await asyncio.to_thread(until_sessions_wait, look, 1)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+        holder.rollback()
+
+    await gateway.release(second.request_id, 1)
+
+    assert claims(look) == {}
+    assert_counters_are_true(look)
+
+
 async def test_a_claim_and_a_release_of_one_attempt_at_the_same_time_both_succeed(
     ledger: str, fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
 ) -> None:

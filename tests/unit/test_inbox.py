@@ -156,3 +156,30 @@ class TestSwitchboard:
         inboxes = [board.open(uuid4()) for _ in range(3)]
         board.abort_all()
         assert [await inbox.get(SOON_SECONDS) for inbox in inboxes] == [Aborted()] * 3
+
+
+async def test_only_output_of_the_asked_job_is_taken_ahead_and_only_what_is_here() -> None:
+    inbox = Inbox()
+    assert inbox.ready_output(JOB) is None
+    ours, others, end = chunk(1), InferenceResponseChunk("another", Sealed("key", "x")), MachineLost(JOB)
+    for item in (ours, others, end):
+        inbox.put(item)
+
+    assert inbox.ready_output(JOB) == ours
+    assert inbox.ready_output(JOB) is None
+    assert await inbox.get(SOON_SECONDS) == others
+    assert inbox.ready_output(JOB) is None
+    assert await inbox.get(SOON_SECONDS) == end
+
+
+async def test_what_is_taken_ahead_makes_room_and_after_a_loss_nothing_is() -> None:
+    inbox = Inbox()
+    for _ in range(3):
+        inbox.put(chunk(BUFFERED_BYTES_MAX - 1_000))
+        assert inbox.ready_output(JOB) is not None
+    inbox.put(chunk(BUFFERED_BYTES_MAX - 1_000))
+    inbox.put(chunk(2_000))
+
+    assert inbox.ready_output(JOB) is None
+    with pytest.raises(InboxOverflow):
+        await inbox.get(SOON_SECONDS)
