@@ -11,6 +11,7 @@ from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
+from api.identity import device_routes, link_page, sign_in_routes
 from api.openapi import routes as openapi
 from api.providers import socket, standing
 from api.public import transparency
@@ -23,7 +24,8 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
     consumers = (*dialects, models, pricing, keys, payments, generations)
-    parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
+    identity = (sign_in_routes, device_routes, link_page)
+    parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 

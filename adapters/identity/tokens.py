@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from domain.errors import AuthenticationFailed
 from domain.people import SessionClaims
 
 ALGORITHM = "ES256"
@@ -27,10 +28,6 @@ _REQUIRED = ["exp", "iss", "aud", "sub"]
 
 class KeyUnusable(ValueError):
     """A verification key is not a P-256 public key in PEM, nor a JWK set of such keys."""
-
-
-class TokenRefused(Exception):
-    """The token is not one of a trusted issuer, or not valid now."""
 
 
 class VerificationKeys:
@@ -95,16 +92,23 @@ class TokenVerifier:
         """Check a token's signature, issuer, audience and times.
 
         Raises:
-            TokenRefused: any of it is wrong; which, is nobody's business.
+            AuthenticationFailed: any of it is wrong; which, is nobody's business.
         """
+        claims, issuer = self._claims_of(token)
+        subject, session = claims["sub"], claims.get("sid")
+        if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_CHARACTERS_MAX or not subject.isprintable():
+            raise _refused()
+        return SessionClaims(issuer.name, subject, _session_id(issuer, session, token), int(claims["exp"]), issuer.ours)
+
+    def _claims_of(self, token: str) -> tuple[dict[str, Any], TrustedIssuer]:
         if len(token) > TOKEN_CHARACTERS_MAX:
-            raise TokenRefused
+            raise _refused()
         try:
             header, claimed = _unverified(token)
             issuer = self._issuers.get(claimed) if isinstance(claimed, str) else None
             key = issuer.keys.of(header.get("kid")) if issuer else None
             if issuer is None or key is None or "crit" in header or header.get("alg") != ALGORITHM:
-                raise TokenRefused
+                raise _refused()
             claims = jwt.decode(
                 token,
                 key,
@@ -115,11 +119,12 @@ class TokenVerifier:
                 options={"require": _REQUIRED, "strict_aud": True},
             )
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
-            raise TokenRefused from None
-        subject, session = claims["sub"], claims.get("sid")
-        if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_CHARACTERS_MAX or not subject.isprintable():
-            raise TokenRefused
-        return SessionClaims(issuer.name, subject, _session_id(issuer, session, token), int(claims["exp"]), issuer.ours)
+            raise _refused() from None
+        return claims, issuer
+
+
+def _refused() -> AuthenticationFailed:
+    return AuthenticationFailed("This session has expired or is not valid; sign in again.")
 
 
 def _unverified(token: str) -> tuple[dict[str, Any], object]:

@@ -1,4 +1,4 @@
-"""Codes that were sent to addresses. The codes are short, so their hashes are keyed with what is not in the database."""
+"""Codes that were sent to addresses. They are short, so their hashes are keyed with what is not in the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from domain.errors import RateLimited
 TRIES_MAX = 5
 CODES_AN_HOUR_MAX = 5
 CODES_A_DAY_MAX = 10
-"""Of one address. With five tries a code, guessing all day long finds one of six digits in some fifty years."""
+"""Of one address. With five tries a code, whoever guesses all year long is right with a chance of two percent."""
 
 
 class StoredSignInCodes:
