@@ -20,12 +20,15 @@ from api.auditors import desk as desks
 from api.auditors import exports, replays
 from api.auditors.desk import PREFIX, Desk
 from api.auditors.routes import ROUTERS
+from api.identity.doorkeeper import Doorkeeper
 from domain.keys import ROLES, Caller, KeySettings, default_scopes
 from projections.audit.instants import AsOf, Stretch
 from projections.diff import Compared
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
+
+ADMIN_KEY = "the-operators-own-admin-key"
 
 CALLERS: Mapping[str, Caller] = {
     role: Caller("acct", f"key_{role}", KeySettings(role=role, scopes=default_scopes(role))) for role in ROLES
@@ -107,7 +110,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(exports, "between", lambda *_: Stretch(AsOf(0, NOW, final=True), newest))
     monkeypatch.setattr(replays, "at_head", lambda _: newest)
     return Desk(
-        credentials=Keys(),  # type: ignore[arg-type]
+        credentials=Doorkeeper(Keys(), admin_key=ADMIN_KEY),  # type: ignore[arg-type]
         accesses=Accesses(),
         reading=nothing,
         ledger=None,  # type: ignore[arg-type]

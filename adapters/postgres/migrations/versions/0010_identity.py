@@ -28,7 +28,7 @@ CREATE TABLE personal_details (
     signs_in boolean NOT NULL
 );
 CREATE UNIQUE INDEX personal_details_by_address ON personal_details (email) WHERE signs_in;
-COMMENT ON TABLE personal_details IS 'Personal data, here and in no event. Nothing else needs a row, so it can be deleted.';
+COMMENT ON TABLE personal_details IS 'Personal data, here and in no event. A row can be deleted at any time.';
 COMMENT ON COLUMN personal_details.signs_in IS 'Whether codes that are sent to the address sign in to this account.';
 """
 
