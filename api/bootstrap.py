@@ -74,6 +74,7 @@ from projections.balances import Balances
 from projections.books import StoredBooks
 from projections.checkpoints import StoredCheckpoints
 from projections.diff import Replays
+from projections.invite_codes import StoredInvites
 from projections.open_requests import OpenRequests
 from projections.registry import lagging
 from projections.runner import ProjectionRunner
@@ -335,6 +336,7 @@ def gateway_app(
                 internal_secret=settings.internal_secret,
                 relay=relay,
             )
+            app.state.invites = StoredInvites(partial(connection_of, pool))
             app.state.audit = Desk(
                 credentials=credentials,
                 accesses=StoredAccesses(pool),
