@@ -80,8 +80,8 @@ ATTEMPTS: dict[str, Attempt] = {
     "read the books of an account": Attempt(
         ("account_id",), lambda client, named: client.get(f"/v1/admin/finance/accounts/{named}/statement")
     ),
-    "find events of an account": Attempt(
-        ("account_id",), lambda client, named: client.get("/v1/admin/finance/events", params={"account_id": named})
+    "find entries of an account": Attempt(
+        ("account_id",), lambda client, named: client.get("/v1/admin/finance/entries", params={"account_id": named})
     ),
     "end an invite code": Attempt(
         ("invite_code",), lambda client, named: client.request("DELETE", "/v1/admin/invite-codes", json={"code": named})
