@@ -28,8 +28,6 @@ from projections.diff import Compared
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-ADMIN_KEY = "the-operators-own-admin-key"
-
 CALLERS: Mapping[str, Caller] = {
     role: Caller("acct", f"key_{role}", KeySettings(role=role, scopes=default_scopes(role))) for role in ROLES
 }
@@ -110,7 +108,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(exports, "between", lambda *_: Stretch(AsOf(0, NOW, final=True), newest))
     monkeypatch.setattr(replays, "at_head", lambda _: newest)
     return Desk(
-        credentials=Doorkeeper(Keys(), admin_key=ADMIN_KEY),  # type: ignore[arg-type]
+        credentials=Doorkeeper(Keys()),  # type: ignore[arg-type]
         accesses=Accesses(),
         reading=nothing,
         ledger=None,  # type: ignore[arg-type]
