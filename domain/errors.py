@@ -26,7 +26,8 @@
     │   └── GrantExpired
     ├── RateLimited                 429
     ├── InternalError               500
-    │   └── AccountLookupFailed
+    │   ├── AccountLookupFailed
+    │   └── CodeNotSent
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
     ├── LedgerUnavailable           503
@@ -239,6 +240,12 @@ class AccountLookupFailed(InternalError):
     """The account behind this session could not be looked up; try again."""
 
     type = "auth_error"
+
+
+class CodeNotSent(InternalError):
+    """The code could not be sent; try again later."""
+
+    type = "otp_error"
 
 
 class ProviderFailed(DarkbloomError):

@@ -10,7 +10,7 @@ from api.identity.accounts import ensure_open
 from api.identity.limits import IdentityLimits
 from api.identity.ports import Mail, People, SignInCodes, TokenIssuer
 from api.ports import Ledger
-from domain.errors import InvalidRequest, SignInRefused
+from domain.errors import CodeNotSent, InvalidRequest, ServiceUnavailable, SignInRefused
 from domain.people import Person
 
 CODE_SECONDS = 600
@@ -63,7 +63,7 @@ class EmailSignIn:
         """Send a code. The answer is the same whoever the address is of; what it returns has to come with the code.
 
         Raises:
-            RateLimited: too many codes, for this address or from that network address.
+            RateLimited: too many codes, for this address or from that network address. CodeNotSent: the mail failed.
         """
         challenge = secrets.token_hex(32)
         await self._send(email, challenge, DIGITS, network_address)
@@ -105,10 +105,13 @@ class EmailSignIn:
         self._limits.count_sign_in(network_address)
         code = f"{secrets.randbelow(10**digits):0{digits}}"
         await self._codes.keep(email, challenge, code, CODE_SECONDS)
-        await self._mail.send(
-            email,
-            f"Your Darkbloom sign-in code: {code}",
-            f"Your sign-in code is {code}. It holds for {CODE_SECONDS // 60} minutes and works once.\n\n"
-            "If you did not ask for it, somebody typed your address; without the code nothing happens.\n"
-            "Nobody of Darkbloom will ever ask you for this code.\n",
-        )
+        try:
+            await self._mail.send(
+                email,
+                f"Your Darkbloom sign-in code: {code}",
+                f"Your sign-in code is {code}. It holds for {CODE_SECONDS // 60} minutes and works once.\n\n"
+                "If you did not ask for it, somebody typed your address; without the code nothing happens.\n"
+                "Nobody of Darkbloom will ever ask you for this code.\n",
+            )
+        except ServiceUnavailable as error:
+            raise CodeNotSent from error

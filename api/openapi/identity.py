@@ -54,7 +54,7 @@ PATHS: Json = {
                     "It is on its way; the challenge has to come back with it.",
                 )
             }
-            | errors(*_STARTING),
+            | errors(*_STARTING, 500),
             body=json_body(thing({"email": _EMAIL}, ("email",)), {"ada": {"email": "ada@example.com"}}),
             public=True,
         )

@@ -308,6 +308,19 @@ def test_in_production_the_code_comes_by_mail_and_never_to_the_log(production: P
         assert secret not in production.up.process.log()
 
 
+@pytest.mark.parametrize("path", ["/auth/email/start", "/v1/admin/auth/init"])
+def test_a_mail_that_cannot_be_sent_is_an_error_that_names_nobody(production: Production, path: str) -> None:
+    address = an_address()
+    production.mail.refuses_recipients = True
+    try:
+        with production.up.client() as client:
+            refused = client.post(path, json={"email": address})
+    finally:
+        production.mail.refuses_recipients = False
+    assert error_of(refused) == (500, "otp_error")
+    assert address not in refused.text + production.up.process.log()
+
+
 def test_twenty_wrong_credentials_a_minute_are_the_most(production: Production) -> None:
     forged = jwt.encode({"iss": "privy.io", "aud": APP_ID, "sub": did()}, generate_private_key(SECP256R1()), "ES256")
     with production.up.client() as client:
