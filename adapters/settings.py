@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ADMIN_KEY_CHARACTERS_MIN = 16
 
 TrustLevel = Literal["none", "self_signed", "hardware"]
 
@@ -14,7 +16,7 @@ TrustLevel = Literal["none", "self_signed", "hardware"]
 class Settings(BaseSettings):
     """The defaults are those of ``darkbloomd up`` on a developer's machine."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKBLOOM_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DARKBLOOM_", extra="ignore", populate_by_name=True)
 
     environment: Literal["development", "production"] = "development"
     """Development mode lowers the trust floor and waives the manifest, SIP and posture gates; it says so everywhere."""
@@ -102,6 +104,48 @@ class Settings(BaseSettings):
     log_origin: str = Field("", pattern=r"^[^\s+]*$")
     """The name of the log in a key file that is made anew. Empty: a random one."""
 
+    session_key_file: Path | None = None
+    """The private key under which sessions are issued. Unset: ``session.key`` in the data directory of an embedded
+    database; with a database server, nobody can sign in here and no machine can be linked."""
+
+    session_token_seconds: int = Field(3_600, ge=60, le=86_400)
+    """How long a session's token holds before it has to be refreshed."""
+
+    session_issuer: str = ""
+    session_audience: str = ""
+    session_verification_key: str = ""
+    session_verification_key_file: Path | None = None
+    """Another issuer whose ES256 tokens are sessions, with its P-256 public key in PEM or its JWK set."""
+
+    privy_app_id: str = Field("", validation_alias="EIGENINFERENCE_PRIVY_APP_ID")
+    privy_app_secret: str = Field("", validation_alias="EIGENINFERENCE_PRIVY_APP_SECRET")
+    privy_verification_key: str = Field("", validation_alias="EIGENINFERENCE_PRIVY_VERIFICATION_KEY")
+    privy_verification_key_file: Path | None = Field(
+        None, validation_alias="EIGENINFERENCE_PRIVY_VERIFICATION_KEY_FILE"
+    )
+    privy_api_url: str = "https://auth.privy.io"
+
+    admin_key: str = Field("", validation_alias="EIGENINFERENCE_ADMIN_KEY")
+    """A key that acts as the account ``admin``, on the admin's routes too. Empty: there is none."""
+
+    admin_emails: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="EIGENINFERENCE_ADMIN_EMAILS")
+    """Addresses, separated by commas, whose owners are administrators once they signed in."""
+
+    smtp_url: str = ""
+    """The server that sends mail: ``smtp://user:password@host:587`` or ``smtps://…``. Empty: development mode writes
+    mail to the log, and in production nobody can sign in by e-mail."""
+
+    mail_from: str = "darkbloom@localhost"
+    console_url: str = Field("", validation_alias="EIGENINFERENCE_CONSOLE_URL")
+    """Where people link their machines, without the ``/link``. Empty: this gateway's own page."""
+
+    sign_ins_per_hour: int | None = Field(None, ge=0)
+    """Sign-in codes that one network address may ask for; 0 lifts the limit. Unset: 20 in production, no limit in
+    development."""
+
+    device_requests_per_minute: int | None = Field(None, ge=0)
+    """The same for requests of machines that are being linked. Unset: 30 in production, no limit in development."""
+
     scheduler_threads: int = Field(4, ge=1, le=64)
     ledger_queue_max: int = 10_000
     ledger_batch_max: int = 500
@@ -132,8 +176,36 @@ class Settings(BaseSettings):
         return default if self.wrong_credentials_per_minute is None else self.wrong_credentials_per_minute
 
     @property
+    def sign_ins_max(self) -> int:
+        default = 0 if self.development else 20
+        return default if self.sign_ins_per_hour is None else self.sign_ins_per_hour
+
+    @property
+    def device_requests_max(self) -> int:
+        default = 0 if self.development else 30
+        return default if self.device_requests_per_minute is None else self.device_requests_per_minute
+
+    @property
     def trust_floor(self) -> TrustLevel:
         return self.minimum_trust or ("none" if self.development else "hardware")
+
+    @field_validator("admin_emails", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        addresses = value.split(",") if isinstance(value, str) else value
+        return tuple(address.strip().lower() for address in addresses if address.strip())
+
+    @field_validator("console_url")
+    @classmethod
+    def _without_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("admin_key")
+    @classmethod
+    def _long_enough(cls, value: str) -> str:
+        if value and len(value) < ADMIN_KEY_CHARACTERS_MIN:
+            raise ValueError(f"an admin key has at least {ADMIN_KEY_CHARACTERS_MIN} characters")
+        return value
 
     @model_validator(mode="after")
     def _no_lowered_floor_in_production(self) -> Settings:

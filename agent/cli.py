@@ -9,13 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from agent.errors import StartError
 from agent.log import LEVELS, configure
-from agent.settings import DEFAULT_COORDINATOR, serve_settings
+from agent.settings import DEFAULT_COORDINATOR, link_settings, serve_settings
 from agent.version import agent_version
 
 
@@ -39,8 +39,7 @@ def darkbloom(context: click.Context, verbose: bool, quiet: bool, log_level: str
     context.obj = _level(verbose, quiet, log_level)
 
 
-@darkbloom.command()
-@click.option(
+_coordinator_option = click.option(
     "--coordinator",
     metavar="URL",
     default=DEFAULT_COORDINATOR,
@@ -49,6 +48,10 @@ def darkbloom(context: click.Context, verbose: bool, quiet: bool, log_level: str
     show_envvar=True,
     help="The coordinator; http, https, ws or wss.",
 )
+
+
+@darkbloom.command()
+@_coordinator_option
 @click.option("--model", "models", metavar="PATH", multiple=True, required=True, help="A folder with MLX weights.")
 @click.option(
     "--max-concurrent",
@@ -79,6 +82,39 @@ def serve(
     from agent.serve import serve as serve_until_signal
 
     return serve_until_signal(settings)
+
+
+@darkbloom.command()
+@_coordinator_option
+@click.option("--force", is_flag=True, help="Link anew although this machine is linked.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@click.option(
+    "--token-file",
+    type=click.File(),
+    help="Take a provider token from this file, - for standard input, instead of asking for one.",
+)
+def login(coordinator: str, force: bool, no_browser: bool, token_file: TextIO | None) -> None:
+    """Link this machine to an account, which then earns for its work.
+
+    Shows a code; whoever owns the account enters it in a browser.
+    """
+    from agent import login as linking
+
+    settings = link_settings(coordinator, os.environ)
+    if token_file is not None:
+        linking.take_over(settings, token_file.read(linking.TOKEN_CHARACTERS_MAX + 1), force=force)
+    else:
+        linking.login(settings, force=force, open_browser=not no_browser)
+
+
+@darkbloom.command()
+@_coordinator_option
+@click.option("--revoke", is_flag=True, help="Have the coordinator forget this machine's token too.")
+def logout(coordinator: str, revoke: bool) -> None:
+    """Forget this machine's link. What it does from its next connection on is not credited."""
+    from agent import login as linking
+
+    linking.logout(link_settings(coordinator, os.environ), revoke=revoke)
 
 
 def main() -> NoReturn:

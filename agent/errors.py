@@ -3,6 +3,8 @@
 AgentError
 ├── StartError             the agent does not start, or ends; carries the exit code (provider agent, section 3.2)
 │   ├── SettingsInvalid    2
+│   ├── NotLinked          3
+│   ├── CoordinatorFailed  4
 │   ├── ModelRejected      5
 │   ├── PostureRefused     6
 │   ├── IdentityUnusable   1
@@ -39,6 +41,18 @@ class SettingsInvalid(StartError):
     """A setting has a value that is not allowed."""
 
     exit_code = 2
+
+
+class NotLinked(StartError):
+    """This machine was not linked to an account."""
+
+    exit_code = 3
+
+
+class CoordinatorFailed(StartError):
+    """The coordinator cannot be reached, or does not answer as it should."""
+
+    exit_code = 4
 
 
 class ModelRejected(StartError):

@@ -34,13 +34,27 @@ def create_private(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: the file exists; it is left as it is.
     """
+    fresh = _written_beside(path, content)
+    try:
+        # A link, unlike a rename, never replaces what is there.
+        os.link(fresh, path)
+    finally:
+        fresh.unlink()
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Write ``path`` with mode 0600 in place of what may be there, whole or not at all."""
+    _written_beside(path, content).replace(path)
+
+
+def _written_beside(path: Path, content: bytes) -> Path:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # A link, unlike a rename, never replaces what is there.
-        os.link(name, path)
-    finally:
+    except BaseException:
         Path(name).unlink()
+        raise
+    return Path(name)

@@ -15,6 +15,7 @@ SOCKET_PATH = "/ws/provider"
 DEFAULT_DRAIN_TIMEOUT_SECONDS = 600.0
 
 _SOCKET_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+_HTTP_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,14 @@ class ServeSettings:
     drain_timeout_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """``base_url`` is where the coordinator's HTTP endpoints begin, without a slash at its end."""
+
+    base_url: str
+    auth_token_path: Path
+
+
 def serve_settings(
     coordinator: str, models: tuple[str, ...], max_concurrent: int, once: bool, environment: Mapping[str, str]
 ) -> ServeSettings:
@@ -44,7 +53,7 @@ def serve_settings(
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise SettingsInvalid(f"Two --model folders are named {doubled[0]}; a model's id is its folder's name.")
-    home = Path(environment.get("DARKBLOOM_HOME") or "~/.darkbloom").expanduser()
+    home = _home(environment)
     url = socket_url(coordinator)
     return ServeSettings(
         coordinator_url=url,
@@ -53,9 +62,29 @@ def serve_settings(
         max_concurrent=max_concurrent,
         once=once,
         home=home,
-        auth_token_path=Path(environment.get("DARKBLOOM_AUTH_TOKEN_PATH") or home / "auth_token").expanduser(),
+        auth_token_path=_auth_token_path(environment),
         drain_timeout_seconds=_drain_timeout_seconds(environment.get("DARKBLOOM_DRAIN_TIMEOUT_SECONDS", "")),
     )
+
+
+def link_settings(coordinator: str, environment: Mapping[str, str]) -> LinkSettings:
+    """The same for the commands that link and unlink this machine.
+
+    Raises:
+        SettingsInvalid: the URL cannot be used.
+    """
+    parts = urlsplit(socket_url(coordinator))
+    base_path = parts.path.removesuffix(SOCKET_PATH).rstrip("/")
+    base_url = urlunsplit((_HTTP_SCHEMES[parts.scheme], parts.netloc, base_path, "", ""))
+    return LinkSettings(base_url, _auth_token_path(environment))
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("DARKBLOOM_HOME") or "~/.darkbloom").expanduser()
+
+
+def _auth_token_path(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("DARKBLOOM_AUTH_TOKEN_PATH") or _home(environment) / "auth_token").expanduser()
 
 
 def socket_url(coordinator: str) -> str:

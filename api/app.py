@@ -8,9 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from api import errors, health, internal
+from api.admin import invite_codes
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
+from api.consumer import chat, completions, generations, invites, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
+from api.identity import device_routes, link_page, sign_in_routes
 from api.openapi import routes as openapi
 from api.providers import socket, standing
 from api.public import transparency
@@ -22,8 +24,9 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    consumers = (*dialects, models, pricing, keys, payments, generations)
-    parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
+    consumers = (*dialects, models, pricing, keys, payments, generations, invites)
+    identity = (sign_in_routes, device_routes, link_page, invite_codes)
+    parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 

@@ -10,25 +10,35 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 from dramatiq import Broker
 from fastapi import FastAPI
+from psycopg_pool import AsyncConnectionPool
 
 from adapters.collector import settle_collector
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
+from adapters.identity import privy
+from adapters.identity.privy import PrivyUsers
+from adapters.identity.session_key import ISSUER, SessionKey
+from adapters.identity.tokens import TokenVerifier, TrustedIssuer, VerificationKeys
+from adapters.mail.log import LoggedMail
+from adapters.mail.smtp import SmtpMail
 from adapters.postgres import migrate
 from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
 from adapters.postgres.credentials import StoredCredentials, find_api_key
+from adapters.postgres.device_codes import StoredDeviceCodes
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
-from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
+from adapters.postgres.people import StoredPeople
+from adapters.postgres.pool import AsyncConnection, connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.recent_callers import RecentCallers
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
+from adapters.postgres.sign_in_codes import StoredSignInCodes
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.gateways import GatewayRelay
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
@@ -46,6 +56,12 @@ from api.auditors.desk import Desk
 from api.consumer.inference import Timeouts
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
+from api.identity.desk import IdentityDesk
+from api.identity.devices import DeviceLogin
+from api.identity.doorkeeper import Doorkeeper, Sessions
+from api.identity.limits import IdentityLimits
+from api.identity.ports import Mail
+from api.identity.sign_in import EmailSignIn
 from api.inbox import Switchboard
 from api.ports import UsageRow
 from api.public.ports import TransparencyLog
@@ -59,6 +75,7 @@ from projections.balances import Balances
 from projections.books import StoredBooks
 from projections.checkpoints import StoredCheckpoints
 from projections.diff import Replays
+from projections.invite_codes import StoredInvites
 from projections.open_requests import OpenRequests
 from projections.registry import lagging
 from projections.runner import ProjectionRunner
@@ -266,6 +283,7 @@ def gateway_app(
     owns_database: bool,
 ) -> FastAPI:
     """The HTTP application. Its lifespan holds the pool, the lease and the way to the scheduler."""
+    identity = identity_parts(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -287,11 +305,16 @@ def gateway_app(
             relay = GatewayRelay(pool, settings.internal_secret) if settings.relays else None
             if relay is not None:
                 stack.push_async_callback(relay.close)
+            users = privy_users_of(settings)
+            if users is not None:
+                stack.push_async_callback(users.close)
+            app.state.identity = identity_desk(settings, identity, pool, callers, writer, users)
+            credentials = app.state.identity.doorkeeper
             app.state.coordinator = Coordinator(
                 ledger=writer,
                 books=_Books(partial(connection_of, pool)),
                 transparency=transparency_log(partial(connection_of, pool)),
-                credentials=callers,
+                credentials=credentials,
                 keys=StoredKeys(pool, on_revoked=callers.forget),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 rate_limits=RateLimits(rate_limits_of(settings)),
@@ -313,8 +336,9 @@ def gateway_app(
                 internal_secret=settings.internal_secret,
                 relay=relay,
             )
+            app.state.invites = StoredInvites(partial(connection_of, pool))
             app.state.audit = Desk(
-                credentials=StoredCredentials(pool),
+                credentials=credentials,
                 accesses=StoredAccesses(pool),
                 reading=partial(reading_of, audit_pool),
                 ledger=writer,
@@ -336,6 +360,107 @@ def gateway_app(
             yield
 
     return make_app(lifespan, development=settings.development, origins=settings.cors_origins)
+
+
+def privy_users_of(settings: Settings) -> PrivyUsers | None:
+    if not settings.privy_app_id:
+        return None
+    return PrivyUsers(settings.privy_api_url, settings.privy_app_id, settings.privy_app_secret)
+
+
+class IdentityParts(NamedTuple):
+    """What settings and files say of signing in. ``issuers`` are all whose tokens are sessions here."""
+
+    key: SessionKey | None
+    issuers: list[TrustedIssuer]
+    mail: Mail | None
+
+
+def identity_parts(settings: Settings) -> IdentityParts:
+    """Read it before anything starts.
+
+    Raises:
+        InvalidRequest: a key or the mail server cannot be used.
+    """
+    try:
+        key, issuers, mail = _session_key(settings), _other_issuers(settings), _mail_of(settings)
+    except (ValueError, OSError) as error:
+        raise InvalidRequest(f"signing in cannot be set up: {error}") from None
+    return IdentityParts(key, [*issuers, *([key.issuer] if key else [])], mail)
+
+
+def identity_desk(
+    settings: Settings,
+    parts: IdentityParts,
+    pool: AsyncConnectionPool[AsyncConnection],
+    callers: RecentCallers,
+    ledger: LedgerWriter,
+    users: PrivyUsers | None,
+) -> IdentityDesk:
+    """Whatever the settings allow of signing in and device login."""
+    key, issuers, mail = parts
+    limits = IdentityLimits(
+        sign_ins_per_hour=settings.sign_ins_max, device_requests_per_minute=settings.device_requests_max
+    )
+    people = StoredPeople(pool, ISSUER)
+    sign_in = devices = sessions = None
+    if key is not None:
+        devices = DeviceLogin(StoredDeviceCodes(pool, key.code_hash), limits)
+        if mail is not None:
+            codes = StoredSignInCodes(pool, key.code_hash)
+            sign_in = EmailSignIn(people=people, codes=codes, tokens=key, mail=mail, ledger=ledger, limits=limits)
+    if issuers:
+        sources = {privy.ISSUER: users} if users is not None else {}
+        sessions = Sessions(TokenVerifier(issuers), people, ledger, sources)
+    doorkeeper = Doorkeeper(
+        callers,
+        sessions=sessions,
+        admin_key=settings.admin_key,
+        admin_emails=settings.admin_emails,
+    )
+    return IdentityDesk(doorkeeper, limits, people, sign_in, devices, settings.console_url)
+
+
+def _session_key(settings: Settings) -> SessionKey | None:
+    path = settings.session_key_file
+    if path is None and settings.database_url:
+        return None
+    path = path.expanduser().absolute() if path else _data_dir(settings) / "session.key"
+    return SessionKey.from_file(path, settings.session_token_seconds)
+
+
+def _other_issuers(settings: Settings) -> list[TrustedIssuer]:
+    """Privy's application and another issuer, as far as they are configured."""
+    configured = (
+        (
+            privy.ISSUER if settings.privy_app_id else "",
+            settings.privy_app_id,
+            settings.privy_verification_key,
+            settings.privy_verification_key_file,
+        ),
+        (
+            settings.session_issuer,
+            settings.session_audience,
+            settings.session_verification_key,
+            settings.session_verification_key_file,
+        ),
+    )
+    found: list[TrustedIssuer] = []
+    for name, audience, key, file in configured:
+        if name in (ISSUER, *(issuer.name for issuer in found)):
+            raise ValueError(f"sessions cannot come from a second issuer {name!r}")
+        if name and not audience:
+            raise ValueError("set DARKBLOOM_SESSION_AUDIENCE with DARKBLOOM_SESSION_ISSUER")
+        if name:
+            text = file.expanduser().read_text() if file and not key else key
+            found.append(TrustedIssuer(name, audience, VerificationKeys.parse(text)))
+    return found
+
+
+def _mail_of(settings: Settings) -> Mail | None:
+    if settings.smtp_url:
+        return SmtpMail(settings.smtp_url, settings.mail_from)
+    return LoggedMail() if settings.development else None
 
 
 def rate_limits_of(settings: Settings) -> Defaults:

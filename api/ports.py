@@ -96,6 +96,23 @@ class Books(Protocol):
 
 
 class Credentials(Protocol):
+    @property
+    def takes_sessions(self) -> bool:
+        """Whether anybody can be signed in here."""
+        ...
+
+    async def find_session(self, token: str) -> Caller:
+        """Whose session a token is of; somebody who is seen for the first time gets an account.
+
+        Raises:
+            AuthenticationFailed: it is not a valid session's. AccountLookupFailed: the account could not be looked up.
+        """
+        ...
+
+    def find_admin(self, token: str) -> Caller | None:
+        """The admin, if this is the admin key."""
+        ...
+
     async def find_api_key(self, token: str) -> Caller | None: ...
 
     async def find_provider_token(self, token: str) -> str | None:

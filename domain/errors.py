@@ -3,27 +3,37 @@
     DarkbloomError
     ├── InvalidRequest              400
     │   ├── BadRequest
+    │   ├── IncompleteRequest
     │   └── PayloadTooLarge         413
     ├── AuthenticationFailed        401
+    │   └── SignInRefused
     ├── InsufficientFunds           402
     │   └── KeyLimitReached
     ├── Forbidden                   403
     ├── NotFound                    404
+    │   ├── CodeNotFound
+    │   ├── GrantNotFound
     │   ├── ModelNotFound
     │   ├── EndpointNotFound
     │   └── UnknownRequest
     ├── MethodNotAllowed            405
     ├── Conflict                    409
+    │   ├── AlreadyUsed
     │   ├── CheckpointPending
     │   ├── IdempotencyConflict
     │   └── IdempotencyInFlight
+    ├── CodeExpired                 410
+    │   └── GrantExpired
     ├── RateLimited                 429
     ├── InternalError               500
+    │   ├── AccountLookupFailed
+    │   └── CodeNotSent
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
     ├── LedgerUnavailable           503
     │   ├── LedgerBusy
     │   └── LedgerHalted
+    ├── NotConfigured               503
     ├── ServiceUnavailable          503
     ├── AttemptTimedOut             504
     └── InvariantViolated           500, never the caller's fault
@@ -71,6 +81,12 @@ class BadRequest(InvalidRequest):
     type = "bad_request"
 
 
+class IncompleteRequest(InvalidRequest):
+    """The request lacks what it is about."""
+
+    type = "invalid_request"
+
+
 class PayloadTooLarge(InvalidRequest):
     """The request body is larger than this endpoint accepts."""
 
@@ -83,6 +99,12 @@ class AuthenticationFailed(DarkbloomError):
 
     type = "authentication_error"
     http_status = 401
+
+
+class SignInRefused(AuthenticationFailed):
+    """The code or the session is wrong, used or expired; sign in again."""
+
+    type = "auth_error"
 
 
 class InsufficientFunds(DarkbloomError):
@@ -110,6 +132,18 @@ class NotFound(DarkbloomError):
 
     type = "not_found"
     http_status = 404
+
+
+class CodeNotFound(NotFound):
+    """There is no such code; check it for typing errors."""
+
+    type = "invalid_code"
+
+
+class GrantNotFound(NotFound):
+    """There is no such device code."""
+
+    type = "invalid_grant"
 
 
 class ModelNotFound(NotFound):
@@ -142,6 +176,25 @@ class Conflict(DarkbloomError):
 
     type = "conflict"
     http_status = 409
+
+
+class AlreadyUsed(Conflict):
+    """This code was used already."""
+
+    type = "already_used"
+
+
+class CodeExpired(DarkbloomError):
+    """This code has expired; run 'darkbloom login' again."""
+
+    type = "expired_code"
+    http_status = 410
+
+
+class GrantExpired(CodeExpired):
+    """This device code has expired or was used; run 'darkbloom login' again."""
+
+    type = "expired_token"
 
 
 class CheckpointPending(Conflict):
@@ -183,6 +236,18 @@ class InternalError(DarkbloomError):
     type = "internal_error"
 
 
+class AccountLookupFailed(InternalError):
+    """The account behind this session could not be looked up; try again."""
+
+    type = "auth_error"
+
+
+class CodeNotSent(InternalError):
+    """The code could not be sent; try again later."""
+
+    type = "otp_error"
+
+
 class ProviderFailed(DarkbloomError):
     """The machine that served this request failed."""
 
@@ -219,6 +284,14 @@ class LedgerHalted(LedgerUnavailable):
     """The ledger stopped because its books would no longer add up; nothing was charged. An operator has to look."""
 
     retry_after_seconds = 60
+
+
+class NotConfigured(DarkbloomError):
+    """This deployment does not offer that."""
+
+    type = "not_configured"
+    http_status = 503
+    should_retry = False
 
 
 class ServiceUnavailable(DarkbloomError):

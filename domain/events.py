@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from domain import accounts, adjustments, journal, key_budgets, machines, periods, requests, wallet
+from domain import accounts, adjustments, invites, journal, key_budgets, machines, periods, requests, wallet
 from domain.eventsourced import DomainEvent
 from domain.upcasts import UPCASTS
 
@@ -39,6 +39,9 @@ EVENT_CLASSES: tuple[type[DomainEvent], ...] = (
     adjustments.AdjustmentProposed,
     adjustments.AdjustmentApproved,
     adjustments.AdjustmentRejected,
+    invites.InviteCodeCreated,
+    invites.InviteCodeRedeemed,
+    invites.InviteCodeDeactivated,
     periods.PeriodLocked,
     periods.PeriodClosed,
 )

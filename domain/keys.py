@@ -64,10 +64,36 @@ class AccountLimits(NamedTuple):
     tokens_per_minute: int | None = None
 
 
+Credential = Literal["key", "session", "admin"]
+"""An API key, a session of somebody who signed in, or the operator's admin key."""
+
+
 class Caller(NamedTuple):
-    """Who an active key stands for, and what it may do."""
+    """Who a credential stands for, and what it may do.
+
+    ``key_id`` names the key or the person in events and notes; it is no secret. ``is_admin`` opens the admin's routes
+    to the admin key and to the sessions of administrators; an API key has its role for that.
+    """
 
     account_id: str
     key_id: str
     key: KeySettings = KeySettings()
     account_limits: AccountLimits = AccountLimits()
+    credential: Credential = "key"
+    is_admin: bool = False
+
+
+ADMIN = Caller(
+    "admin",
+    "admin_key",
+    KeySettings(name="admin key", scopes=SCOPES),
+    AccountLimits(requests_per_second=0.0, tokens_per_minute=0),
+    "admin",
+    is_admin=True,
+)
+"""Who the admin key stands for: an account of its own, without rate limits."""
+
+
+def signed_in(account_id: str, limits: AccountLimits, *, is_admin: bool) -> Caller:
+    """Who a session stands for: everything that the account's keys may do, whatever session it is."""
+    return Caller(account_id, f"user_{account_id}", KeySettings(scopes=SCOPES), limits, "session", is_admin)

@@ -54,3 +54,11 @@ def format_usd(amount_micro_usd: int) -> str:
     """Exactly six decimals, such as ``4.750000``."""
     whole, fraction = divmod(abs(amount_micro_usd), MICRO_USD_PER_USD)
     return f"{'-' if amount_micro_usd < 0 else ''}{whole}.{fraction:06d}"
+
+
+def format_usd_cents(amount_micro_usd: int) -> str:
+    """Exactly two decimals, such as ``5.00``, for an amount of whole cents that is not negative."""
+    whole, fraction = divmod(amount_micro_usd, MICRO_USD_PER_USD)
+    if amount_micro_usd < 0 or fraction % 10_000:
+        raise ValueError("an amount of whole cents is not negative")
+    return f"{whole}.{fraction // 10_000:02d}"

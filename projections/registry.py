@@ -9,6 +9,7 @@ from projections.audit.marks import TrialBalanceMarks
 from projections.balances import BalancesReplay
 from projections.earning_totals import EarningTotals
 from projections.earnings import Earnings
+from projections.invite_codes import InviteCodes
 from projections.journal import JournalLines
 from projections.leaderboard import LeaderboardDaily
 from projections.ledger_lines import LedgerLines
@@ -39,6 +40,7 @@ LAGGING: Mapping[str, Callable[[], Projection]] = {
     "leaderboard_daily": LeaderboardDaily,
     "usage_minute": UsageMinute,
     "usage_totals": UsageTotals,
+    "invite_codes": InviteCodes,
 }
 """Tables that a runner keeps, and that follow the log."""
 

@@ -66,9 +66,13 @@ def revoke_api_key(connection: psycopg.Connection[object], key_or_id: str) -> bo
     return connection.execute(sql.REVOKE_API_KEY, key).fetchone() is not None
 
 
+def new_provider_token() -> str:
+    return PROVIDER_TOKEN_PREFIX + secrets.token_hex(32)
+
+
 def create_provider_token(connection: psycopg.Connection[object], account_id: str) -> str:
-    token = PROVIDER_TOKEN_PREFIX + secrets.token_hex(32)
-    connection.execute(sql.INSERT_PROVIDER_TOKEN, (hash_of(token), account_id))
+    token = new_provider_token()
+    connection.execute(sql.INSERT_PROVIDER_TOKEN, (hash_of(token), account_id, ""))
     return token
 
 

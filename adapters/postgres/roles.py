@@ -19,8 +19,13 @@ SECRET_COLUMNS: Mapping[str, frozenset[str]] = {
     "api_keys": frozenset({"key_hash"}),
     "provider_tokens": frozenset({"token_hash"}),
     "replies": frozenset({"sealed"}),
+    "identities": frozenset({"subject"}),
+    "personal_details": frozenset({"email", "wallet_address", "wallet_id"}),
+    "sessions": frozenset({"refresh_hash", "spent_hash"}),
+    "sign_in_codes": frozenset({"email", "challenge_hash", "code_hash"}),
+    "device_codes": frozenset({"device_hash", "user_code_hash"}),
 }
-"""What an auditor has no business to see."""
+"""What an auditor has no business to see: credentials, and who the people behind the accounts are."""
 
 _OTHER_GRANTS: Mapping[str, str] = {
     "alembic_version": sql.GRANT_READ,

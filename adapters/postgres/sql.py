@@ -135,8 +135,127 @@ ON CONFLICT (account_id) DO UPDATE SET requests_per_second = excluded.requests_p
     request_burst = excluded.request_burst, tokens_per_minute = excluded.tokens_per_minute
 """
 
-INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id) VALUES (%s, %s)"
+INSERT_PROVIDER_TOKEN = "INSERT INTO provider_tokens (token_hash, account_id, label) VALUES (%s, %s, %s)"
 FIND_PROVIDER_TOKEN = "SELECT account_id FROM provider_tokens WHERE token_hash = %s AND revoked_at IS NULL"
+REVOKE_PROVIDER_TOKEN = """
+UPDATE provider_tokens SET revoked_at = now() WHERE token_hash = %s AND revoked_at IS NULL RETURNING account_id
+"""
+
+# --- people and their sessions ---------------------------------------------------------------------------------------
+
+FIND_SESSION = """
+SELECT i.account_id, coalesce(d.email, ''), i.is_open, a.requests_per_second, a.request_burst, a.tokens_per_minute,
+       s.session_id IS NOT NULL AND s.expires_at > now() AS stands, s.revoked_at IS NOT NULL AS is_revoked
+FROM (SELECT %(issuer)s::text, %(subject)s::text, %(session_id)s::text) AS asked (issuer, subject, session_id)
+LEFT JOIN identities i USING (issuer, subject)
+LEFT JOIN personal_details d ON d.account_id = i.account_id
+LEFT JOIN account_limits a ON a.account_id = i.account_id
+LEFT JOIN sessions s USING (session_id)
+"""
+"""Always one row: whom a session is of, as far as that is known, and how the session stands."""
+
+ADD_IDENTITY = """
+INSERT INTO identities (issuer, subject, account_id) VALUES (%s, %s, %s) ON CONFLICT (issuer, subject) DO NOTHING
+RETURNING account_id
+"""
+"""A person seen for the first time; of several at once, one gets a row."""
+
+ADD_DETAILS = """
+INSERT INTO personal_details (account_id, email, wallet_address, wallet_id, signs_in) VALUES (%s, %s, %s, %s, %s)
+"""
+IDENTITY_OF = "SELECT account_id, is_open FROM identities WHERE issuer = %s AND subject = %s"
+MARK_OPEN = "UPDATE identities SET is_open = true WHERE account_id = %s"
+
+LOCK_ADDRESS = "SELECT pg_advisory_xact_lock(hashtextextended('address:' || %s, 0))"
+"""One sign-in at a time for an address, so that its codes can be counted and its account is made once."""
+
+PERSON_AT = """
+SELECT i.account_id, i.subject, i.is_open FROM personal_details d JOIN identities i USING (account_id)
+WHERE d.email = %s AND d.signs_in
+"""
+
+OPEN_SESSION = """
+WITH old AS (DELETE FROM sessions WHERE session_id IN
+    (SELECT session_id FROM sessions WHERE expires_at < now() - interval '1 day' LIMIT 100))
+INSERT INTO sessions (session_id, account_id, refresh_hash, expires_at)
+VALUES (%(session_id)s, %(account_id)s, %(refresh_hash)s, now() + make_interval(secs => %(seconds)s))
+"""
+"""A new session; some that are long past are forgotten."""
+
+REFRESH_SESSION = """
+UPDATE sessions s SET spent_hash = s.refresh_hash, refresh_hash = %(next_hash)s, last_used_at = now()
+FROM identities i
+WHERE s.refresh_hash = %(refresh_hash)s AND i.account_id = s.account_id AND s.revoked_at IS NULL
+    AND s.expires_at > now() AND s.last_used_at > now() - make_interval(secs => %(idle_seconds)s)
+RETURNING s.session_id, i.subject, s.account_id
+"""
+REVOKE_BY_SPENT_HASH = """
+UPDATE sessions SET revoked_at = now() WHERE spent_hash = %s AND revoked_at IS NULL RETURNING session_id
+"""
+"""A refresh token that comes twice was copied: neither copy goes on."""
+
+REVOKE_SESSION = """
+INSERT INTO sessions (session_id, account_id, expires_at, revoked_at) VALUES (%s, %s, to_timestamp(%s), now())
+ON CONFLICT (session_id) DO UPDATE SET revoked_at = coalesce(sessions.revoked_at, now())
+"""
+"""Sign out. A session of another issuer gets a row by it, which stands until its token has expired."""
+
+REVOKE_SESSIONS_OF = """
+UPDATE sessions SET revoked_at = now() WHERE account_id = %s AND revoked_at IS NULL
+"""
+
+CODES_SENT = """
+SELECT count(*) FILTER (WHERE created_at > now() - interval '1 hour'), count(*) FROM sign_in_codes
+WHERE email = %s AND created_at > now() - interval '1 day'
+"""
+ADD_CODE = """
+WITH old AS (DELETE FROM sign_in_codes WHERE code_id IN
+    (SELECT code_id FROM sign_in_codes WHERE created_at < now() - interval '1 day' LIMIT 100))
+INSERT INTO sign_in_codes (email, challenge_hash, code_hash, expires_at)
+VALUES (%(email)s, %(challenge_hash)s, %(code_hash)s, now() + make_interval(secs => %(seconds)s))
+"""
+"""A code that was sent; addresses of the day before yesterday are forgotten."""
+
+TRY_CODE = """
+UPDATE sign_in_codes SET tries = tries + 1 WHERE tries < %(tries_max)s AND code_id = (
+    SELECT code_id FROM sign_in_codes
+    WHERE email = %(email)s AND challenge_hash IS NOT DISTINCT FROM %(challenge_hash)s::text
+        AND spent_at IS NULL AND expires_at > now()
+    ORDER BY created_at DESC LIMIT 1)
+RETURNING code_id, code_hash
+"""
+"""Count a try before its outcome is known, so that tries at once are bounded too."""
+
+SPEND_CODE = "UPDATE sign_in_codes SET spent_at = now() WHERE code_id = %s AND spent_at IS NULL RETURNING code_id"
+
+# --- device login ----------------------------------------------------------------------------------------------------
+
+ADD_DEVICE_CODE = """
+WITH old AS (DELETE FROM device_codes WHERE device_hash IN
+    (SELECT device_hash FROM device_codes WHERE expires_at < now() - interval '1 hour' LIMIT 100))
+INSERT INTO device_codes (device_hash, user_code_hash, expires_at)
+VALUES (%(device_hash)s, %(user_code_hash)s, now() + make_interval(secs => %(seconds)s))
+ON CONFLICT DO NOTHING RETURNING device_hash
+"""
+"""A code for a machine; no row comes back when one like it is in use."""
+
+APPROVE_DEVICE = """
+UPDATE device_codes SET account_id = %(account_id)s, label = %(label)s, approved_at = now()
+WHERE user_code_hash = %(user_code_hash)s AND approved_at IS NULL AND expires_at > now() RETURNING device_hash
+"""
+USER_CODE_STATE = """
+SELECT approved_at IS NOT NULL AS is_used, expires_at <= now() AS is_past FROM device_codes WHERE user_code_hash = %s
+"""
+CONSUME_DEVICE_CODE = """
+UPDATE device_codes SET consumed_at = now()
+WHERE device_hash = %s AND approved_at IS NOT NULL AND consumed_at IS NULL AND expires_at > now()
+RETURNING account_id, label
+"""
+"""The first success takes the code; whoever comes later gets nothing."""
+
+DEVICE_CODE_STATE = """
+SELECT expires_at <= now() OR consumed_at IS NOT NULL AS is_past FROM device_codes WHERE device_hash = %s
+"""
 
 # --- replies to requests that carry an idempotency key --------------------------------------------------------------
 

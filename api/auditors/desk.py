@@ -86,6 +86,8 @@ def answer(body: object, status: int = 200) -> Response:
 
 
 def _require_role(caller: Caller, *, change: bool) -> None:
+    if caller.is_admin:
+        return
     if caller.key.role not in _READS:
         raise Forbidden("This key cannot read the books; make one with 'darkbloomd keys create --role auditor'.")
     if change and caller.key.role != "admin":

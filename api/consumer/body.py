@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -44,6 +45,20 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object.")
     return body
+
+
+async def read_form(request: Request, bytes_max: int) -> dict[str, str]:
+    """Read what a form of a page sends; of a field that comes twice, the first value.
+
+    Raises:
+        PayloadTooLarge, InvalidRequest: as above.
+    """
+    raw = await _read(request, bytes_max)
+    try:
+        fields = parse_qs(raw.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
+    except ValueError:
+        raise InvalidRequest("The form could not be read.") from None
+    return {name: values[0] for name, values in fields.items()}
 
 
 async def _read(request: Request, bytes_max: int) -> bytes:

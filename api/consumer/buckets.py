@@ -31,10 +31,14 @@ class _Bucket:
 
 
 class Buckets:
-    """Buckets by name, made full at their first use and forgotten when they are idle, because by then they are full."""
+    """Buckets by name, made full at their first use and forgotten when they are idle, because by then they are full.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    ``idle_seconds_max`` is how long the slowest of them takes to fill.
+    """
+
+    def __init__(self, clock: Callable[[], float], idle_seconds_max: float = IDLE_SECONDS_MAX) -> None:
         self._clock = clock
+        self._idle_seconds_max = idle_seconds_max
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def __len__(self) -> int:
@@ -67,5 +71,5 @@ class Buckets:
 
     def _forget_idle(self, now: float) -> None:
         for name, bucket in list(self._buckets.items())[:2]:
-            if now - bucket.at > IDLE_SECONDS_MAX:
+            if now - bucket.at > self._idle_seconds_max:
                 del self._buckets[name]

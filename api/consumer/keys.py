@@ -1,6 +1,6 @@
-"""/v1/auth/keys: an account's own keys (consumer API, section 4).
+"""/v1/auth/keys: an account's own keys, for who is signed in (consumer API, section 4).
 
-Signing in comes later; until then a key with the scope ``keys`` stands for its account here.
+A key that was made with the scope ``keys`` stands for its account here too, so that programs can manage keys.
 """
 
 from __future__ import annotations

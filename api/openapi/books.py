@@ -140,7 +140,7 @@ PATHS: Json = {
     "/v1/auth/keys": {
         "post": operation(
             "createKey",
-            "Make an API key; its secret is shown once. Needs the scope keys.",
+            "Make an API key; its secret is shown once. Needs a session, or the scope keys.",
             {"200": json_answer(full(api_key=text(), account_id=text(), **_KEY_MEMBERS), "The key with its secret.")}
             | errors(*MANAGING),
             parameters=[IDEMPOTENCY_KEY],
@@ -152,14 +152,14 @@ PATHS: Json = {
         ),
         "get": operation(
             "listKeys",
-            "The account's keys, newest first. Needs the scope keys.",
+            "The account's keys, newest first. Needs a session, or the scope keys.",
             {"200": json_answer(full(object={"enum": ["list"]}, data=array(ref("Key"))), "The keys.")}
             | errors(*READING, 403),
             parameters=[_query("include_revoked", "1 lists revoked and expired keys too.")],
         ),
         "delete": operation(
             "revokeKey",
-            "Revoke a key. Needs the scope keys.",
+            "Revoke a key. Needs a session, or the scope keys.",
             {"200": json_answer(full(status={"enum": ["revoked"]}), "It is revoked.")}
             | errors(400, 401, 403, 413, 429, 503),
             body=json_body(

@@ -61,11 +61,12 @@ def json_answer(schema: Json, about: str) -> Json:
 
 _ERRORS = {
     400: "The request is not valid, or asks for something that is refused by name.",
-    401: "The API key is missing, unknown, expired or revoked.",
+    401: "The credential or the code is missing, unknown, expired or revoked.",
     402: "The balance or the key's spend limit does not cover the most that the request can cost.",
     403: "The API key may not do that.",
     404: "There is no such thing.",
     409: "The idempotency key is in use, or the request contradicts what is there.",
+    410: "The code is past its time, or was used.",
     413: "The body is too large.",
     429: "Too many requests or tokens; see Retry-After.",
     500: "The coordinator made a mistake.",

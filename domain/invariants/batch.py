@@ -8,6 +8,7 @@ from domain.errors import InvariantViolated
 from domain.eventsourced import Written
 from domain.invariants.catalogue import Violation
 from domain.invariants.transaction import TransactionCheck
+from domain.invites import InviteCode, InviteCodeDeactivated, InviteCodeRedeemed
 from domain.requests import InferenceRequest, RequestAdmitted
 from domain.wallet import Wallet
 
@@ -51,10 +52,23 @@ class BatchCheck:
             if touched[number].version != version:
                 subject = str(touched[number].id)
                 _stop(Violation(14, position, subject, "an aggregate and its events differ in their version"))
+        for invite in written.changed(InviteCode):
+            _check_invite(invite, written, position)
         if self._batches % HOLDS_CHECKED_EVERY_BATCHES == 0:
             for wallet in written.changed(Wallet):
                 if wallet.held != sum(wallet.holds.values()):
                     _stop(Violation(5, position, wallet.account_id, "a wallet's holds do not add up"))
+
+
+def _check_invite(invite: InviteCode, written: Written, position: int) -> None:
+    """Compare an invite code with the events that changed it."""
+    for event in written.events:
+        if event.originator_id != invite.id:
+            continue
+        if isinstance(event, InviteCodeRedeemed) and event.account_id not in invite.accounts:
+            _stop(Violation(11, position, invite.code, "an invite code forgets who used it"))
+        if isinstance(event, InviteCodeDeactivated) and invite.is_active:
+            _stop(Violation(11, position, invite.code, "an invite code goes on after its end"))
 
 
 def _admission(written: Written, aggregate_id: UUID) -> RequestAdmitted | None:

@@ -66,9 +66,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         11,
-        "one code a referrer, one referrer an account; an invite is used no more often than it allows",
-        ("ReferralCode.", "ReferralAttribution.", "AccountReferralSlot.", "InviteCode."),
-        "there are no referrals and no invitations yet",
+        "one code a referrer, one referrer an account; an invite is used once an account, and as often as it allows",
     ),
     Invariant(12, "every read model of the money equals a direct fold over the log"),
     Invariant(13, "a replay from the first event gives the same read models, bit for bit"),

@@ -9,6 +9,7 @@ from uuid import UUID
 from domain.eventsourced import DomainEvent
 from domain.invariants.catalogue import Report, Violation
 from domain.invariants.transaction import TransactionCheck
+from domain.invites import InviteCodeCreated, InviteCodeDeactivated, InviteCodeRedeemed
 from domain.journal import JournalEntry, JournalEntryPosted
 from domain.requests import InferenceRequest, RequestAdmitted, RequestReleased, RequestSettled
 from domain.wallet import (
@@ -86,6 +87,15 @@ class WalletFold:
             self.held -= self.holds.pop(event.hold_id, 0)
 
 
+class _Invite:
+    """An invite code as its events tell it; ``uses`` are the accounts that used it."""
+
+    def __init__(self, created: InviteCodeCreated) -> None:
+        self.created = created
+        self.uses: set[str] = set()
+        self.is_active = True
+
+
 class LogCheck:
     """Reads a log in its order. ``close`` ends it.
 
@@ -100,6 +110,7 @@ class LogCheck:
         self.open_requests: dict[UUID, RequestAdmitted] = {}
         self._holds: dict[str, tuple[str, int]] = {}
         self._ending: dict[UUID, RequestAdmitted] = {}
+        self._invites: dict[str, _Invite] = {}
         self._debits = 0
         self._credits = 0
         self._recorded_at: datetime | None = None
@@ -150,6 +161,8 @@ class LogCheck:
                 self._follow_wallet(position, event)
             case JournalEntryPosted():
                 self._follow_entry(position, event)
+            case InviteCodeCreated() | InviteCodeRedeemed() | InviteCodeDeactivated():
+                self._follow_invite(position, event)
             case RequestAdmitted():
                 key = InferenceRequest.id_of(event.request_id)
                 if event.originator_version != 1 or event.originator_id != key:
@@ -197,6 +210,34 @@ class LogCheck:
         if account_id != event.account_id or placed != amount:
             self._say(5, position, event.hold_id, f"{amount} micro-USD are captured and released of a hold of {placed}")
         return placed
+
+    # --- invites -----------------------------------------------------------------------------------------------------
+
+    def _follow_invite(
+        self, position: int, event: InviteCodeCreated | InviteCodeRedeemed | InviteCodeDeactivated
+    ) -> None:
+        invite = self._invites.get(event.code)
+        if isinstance(event, InviteCodeCreated):
+            if invite is not None:
+                self._say(11, position, event.code, "an invite code is made twice")
+            self._invites[event.code] = _Invite(event)
+        elif invite is None:
+            if self._whole:
+                self._say(11, position, event.code, "an invite code is used or ended that was never made")
+        elif isinstance(event, InviteCodeDeactivated):
+            invite.is_active = False
+        else:
+            created = invite.created
+            is_past = created.expires_at is not None and created.expires_at <= event.timestamp
+            if not invite.is_active or is_past:
+                self._say(11, position, event.code, "an invite code is used that is not valid any more")
+            if event.account_id in invite.uses:
+                self._say(11, position, event.code, "an account uses an invite code twice")
+            invite.uses.add(event.account_id)
+            if event.use_number != len(invite.uses) or len(invite.uses) > created.max_uses:
+                self._say(11, position, event.code, "an invite code is used more often than it allows")
+            if event.amount != created.amount:
+                self._say(11, position, event.code, "the use of an invite code credits another amount")
 
     # --- the journal -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from domain.accounts import AccountOpened
 from domain.adjustments import AdjustmentApproved, AdjustmentProposed, AdjustmentRejected
 from domain.eventsourced import DomainEvent
 from domain.invariants.catalogue import Report, Violation
+from domain.invites import InviteCodeCreated, InviteCodeDeactivated, InviteCodeRedeemed, entry_key_of, reference_of
 from domain.journal import BUCKET_CODES, CHART, JournalEntryPosted
 from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
@@ -46,6 +47,8 @@ WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
         AccountOpened,
         AdjustmentProposed,
         AdjustmentRejected,
+        InviteCodeCreated,
+        InviteCodeDeactivated,
         PeriodLocked,
         PeriodClosed,
         JobDispatched,
@@ -63,6 +66,7 @@ WITHOUT_MONEY: frozenset[type[DomainEvent]] = frozenset(
 """Events that move no money and end no request. An event belongs here or is read below; a test asks for that."""
 
 _MIRRORED = frozenset(BUCKET_CODES.values())
+_INVITED = reference_of("")
 _EARNING_CODES = {kind: BUCKET_CODES[bucket] for kind, bucket in EARNING_BUCKETS.items()}
 
 
@@ -84,6 +88,7 @@ class TransactionCheck:
             RequestSettled: self._read_end,
             RequestReleased: self._read_end,
             AdjustmentApproved: self._read_approval,
+            InviteCodeRedeemed: self._read_redemption,
         }
         self._forget()
 
@@ -104,6 +109,8 @@ class TransactionCheck:
         self._earned: dict[str, EarningCredited] = {}
         self._adjusted: dict[str, WalletAdjusted] = {}
         self._approved: dict[str, AdjustmentApproved] = {}
+        self._redeemed: dict[str, InviteCodeRedeemed] = {}
+        self._invited: dict[str, PromotionalCreditGranted] = {}
 
     def _say(self, invariant: int, subject: str, what: str) -> None:
         self._report(Violation(invariant, self._position, subject, what))
@@ -124,6 +131,17 @@ class TransactionCheck:
         if event.amount <= 0:
             self._say(3, event.account_id, "a credit is not above zero")
         self._move("2005", event.account_id, event.amount)
+        if event.reference.startswith(_INVITED):
+            key = f"{event.reference}:{event.account_id}"
+            if key in self._invited:
+                self._say(11, key, "an invite is credited twice")
+            self._invited[key] = event
+
+    def _read_redemption(self, event: InviteCodeRedeemed) -> None:
+        key = entry_key_of(event.code, event.account_id)
+        if key in self._redeemed:
+            self._say(11, key, "an account uses an invite twice")
+        self._redeemed[key] = event
 
     def _read_earning(self, event: EarningCredited) -> None:
         if event.amount <= 0:
@@ -239,6 +257,7 @@ class TransactionCheck:
             elif admission is not None and resolved.released != admission.reserved:
                 self._say(5, request_id, "a released request did not return its whole hold")
         self._close_adjustments()
+        self._close_invites()
         self._close_leftovers()
         self._forget()
 
@@ -337,6 +356,16 @@ class TransactionCheck:
         for adjustment_id in self._approved:
             self._say(4, adjustment_id, "an adjustment was approved and moved no money")
 
+    def _close_invites(self) -> None:
+        for key, redeemed in self._redeemed.items():
+            credit, entry = self._invited.pop(key, None), self._entries.pop(key, None)
+            if credit is None or credit.amount != redeemed.amount:
+                self._say(11, key, "the use of an invite and its credit differ")
+            if entry is None:
+                self._say(11, key, "the use of an invite has no journal entry")
+        for key in self._invited:
+            self._say(11, key, "an invite was credited though nobody used it")
+
     def _close_leftovers(self) -> None:
         for hold_id in self._resolved:
             self._say(5, hold_id, "a hold was resolved though no request ended")
@@ -349,6 +378,8 @@ class TransactionCheck:
                 self._say(6, key, "a settlement was posted though no request was settled")
             elif key.startswith("adjust:"):
                 self._say(4, key, "an adjustment was posted though no wallet was adjusted")
+            elif key.startswith(_INVITED):
+                self._say(11, key, "an invite was posted though nobody used it")
 
 
 def _holds_nothing(admission: RequestAdmitted | None) -> bool:

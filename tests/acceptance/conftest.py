@@ -12,6 +12,7 @@ import pytest
 from agent.testing.tiny_model import build_reciting_model
 from tests.conftest import database_url
 from tests.support.machine import MODEL
+from tests.support.people import ADMIN_EMAIL, ADMIN_KEY
 from tests.support.processes import Coordinator, Process, agent, coordinator, eventually
 
 TINY_MODEL = Path(__file__).parents[2] / "models" / MODEL
@@ -31,6 +32,9 @@ def up(
             "DARKBLOOM_FIRST_SIGNAL_SECONDS": "2",
             "DARKBLOOM_CHECKPOINT_KEY_FILE": str(folder / "checkpoint.key"),
             "DARKBLOOM_CHECKPOINT_SECONDS": "1",
+            "DARKBLOOM_SESSION_KEY_FILE": str(folder / "session.key"),
+            "DARKBLOOM_ADMIN_KEY": ADMIN_KEY,
+            "DARKBLOOM_ADMIN_EMAILS": ADMIN_EMAIL,
         }
         with coordinator(folder, database=database_url(postgres_server, name), env=quick) as running:
             yield running

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import click
+import httpx
 import msgspec
 import psycopg
 import pytest
@@ -35,6 +36,7 @@ from api.auditors import routes as auditors
 from api.consumer import chat_request
 from domain import adjustments, errors, events, journal, protocol, routing
 from domain.eventsourced import DomainEvent
+from domain.machines import MachineLinked
 from tests.conftest import missing_service
 from tests.support.machine import MODEL
 
@@ -561,6 +563,64 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path, environment: dict[str, s
     earned = next(text for command, text in printed.items() if "--account acct_studio) python" in command)
     assert earned.splitlines()[-1] == output_after("--account acct_studio) python").splitlines()[-1]
     assert normal(printed["cat agent.log\n"]) == normal(output_after("cat agent.log"))
+
+
+PROVIDER_TUTORIAL = DOCS / "tutorial" / "provider.md"
+
+
+def test_the_tutorial_for_providers_does_what_it_says(
+    tmp_path: Path, environment: dict[str, str], coordinator_url: str
+) -> None:
+    """Three commands on the machine with a real agent, and a person at the page."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    terminal = Terminal(tmp_path, environment)
+    printed: dict[str, str] = {}
+    try:
+        for block in (block for block in blocks(PROVIDER_TUTORIAL) if block.language == "sh"):
+            commands = second_terminal(block.text, coordinator_url)
+            if "darkbloom login" in commands:
+                terminal.run(f"{commands.strip()} > login.log &")
+                account_id = link_at_the_page(tmp_path, coordinator_url)
+                commands = "wait %1 && cat login.log"
+            printed[block.text] = terminal.run(commands)
+            if "darkbloom serve" in commands:
+                wait_for_line(tmp_path / "agent.log", "status online; serving")
+    finally:
+        terminal.close()
+
+    login, *_, logout = printed.values()
+    shown = "".join(block.text for block in blocks(PROVIDER_TUTORIAL) if block.language == "text")
+    for line in (*login.splitlines(), logout):
+        normal_line = re.sub(r"[A-Z2-9]{4}-[A-Z2-9]{4}", "K7QM-3XZP", line)
+        assert f"{normal_line.replace(coordinator_url, 'http://127.0.0.1:8080')}\n" in shown
+    with psycopg.connect((tmp_path / "home" / ".darkbloom" / "coordinator" / "dsn").read_text()) as connection:
+        linked = connection.execute(
+            "SELECT convert_from(state, 'UTF8')::jsonb ->> 'account_id' FROM events WHERE topic = %s",
+            (MachineLinked.TOPIC,),
+        ).fetchall()
+        left = connection.execute("SELECT label FROM provider_tokens WHERE revoked_at IS NULL").fetchall()
+    assert (linked, left) == ([(account_id,)], [])
+
+
+def link_at_the_page(folder: Path, url: str) -> str:
+    """What the tutorial's reader does in the browser; returns the account that the machine is linked to."""
+    wait_for_line(folder / "login.log", "Waiting")
+    code = re.search(r"enter the code (\S+)", (folder / "login.log").read_text())
+    assert code is not None
+    email = "ada@example.com"
+    with httpx.Client(base_url=url) as browser:
+        assert 'action="/link/sign-in"' in browser.get("/link").text
+        page = browser.post("/link/sign-in", data={"code": code[1].lower().replace("-", " "), "email": email})
+        challenge = re.search(r'name="challenge" value="(\w+)"', page.text)
+        mail = re.search(rf"mail to {email}: Your Darkbloom sign-in code: (\d+)", (folder / "up.log").read_text())
+        assert challenge is not None
+        assert mail is not None
+        form = {"code": code[1], "email": email, "challenge": challenge[1], "sign_in_code": mail[1]}
+        assert "The machine is linked" in browser.post("/link/approve", data=form).text
+    with psycopg.connect((folder / "home" / ".darkbloom" / "coordinator" / "dsn").read_text()) as connection:
+        found = connection.execute("SELECT account_id FROM personal_details WHERE email = %s", (email,)).fetchone()
+    assert found is not None
+    return str(found[0])
 
 
 AUDIT_TUTORIAL = DOCS / "tutorial" / "audit.md"

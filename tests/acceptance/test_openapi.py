@@ -23,6 +23,7 @@ from tests.support.processes import Coordinator, Process
 METHODS = ("get", "post", "put", "patch", "delete")
 NOT_FOR_CLIENTS = (
     "/internal/",
+    "/link",
     "/openapi.json",
     "/readyz",
     "/v1/admin/",
@@ -45,7 +46,7 @@ def examples() -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (path, name, example["value"])
         for method, path, operation in operations()
-        if method == "post"
+        if method == "post" and "requestBody" in operation
         for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
     ]
 

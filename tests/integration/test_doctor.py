@@ -28,7 +28,7 @@ from tests.support.tampering import past_the_guard
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
 
-NOT_APPLICABLE = {8, 9, 10, 11, 13, 15}
+NOT_APPLICABLE = {8, 9, 10, 13, 15}
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from uuid import UUID
 from domain.accounts import AccountOpened
 from domain.adjustments import AdjustmentApproved, AdjustmentProposed, AdjustmentRejected
 from domain.eventsourced import DomainEvent
+from domain.invites import InviteCodeCreated, InviteCodeDeactivated, InviteCodeRedeemed
 from domain.journal import JournalEntryPosted
 from domain.key_budgets import KeySpendCaptured, KeySpendHeld, KeySpendReleased
 from domain.machines import MachineLinked, MachineRegistered, ProviderSessionClosed, ProviderSessionOpened
@@ -75,6 +76,10 @@ class Auditor:
         self.ends: dict[str, RequestSettled | RequestReleased] = {}
         self.key_holds: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self.key_spent: Counter[tuple[str, str]] = Counter()
+        self.invites: dict[str, InviteCodeCreated] = {}
+        self.uses: defaultdict[str, list[InviteCodeRedeemed]] = defaultdict(list)
+        self.ended_invites: set[str] = set()
+        self.invited: Counter[str] = Counter()
 
     def read(self, events: Iterable[DomainEvent]) -> None:
         for event in events:
@@ -89,6 +94,14 @@ class Auditor:
             case PromotionalCreditGranted():
                 assert event.amount > 0, "a credit is more than nothing"
                 self._move(event.account_id, "promotional", event.amount)
+                if event.reference.startswith("invite:"):
+                    self.invited[f"{event.reference}:{event.account_id}"] += event.amount
+            case InviteCodeCreated():
+                self.invites[event.code] = event
+            case InviteCodeRedeemed():
+                self._read_use(event)
+            case InviteCodeDeactivated():
+                self.ended_invites.add(event.code)
             case EarningCredited():
                 self._read_earning(event)
             case WalletAdjusted():
@@ -176,6 +189,14 @@ class Auditor:
         self.captures[event.hold_id] = event
         self._check_wallet(event.account_id)
 
+    def _read_use(self, event: InviteCodeRedeemed) -> None:
+        invite, uses = self.invites[event.code], self.uses[event.code]
+        assert event.code not in self.ended_invites, "11: an invite is used after its end"
+        assert event.account_id not in {use.account_id for use in uses}, "11: an account uses an invite once"
+        assert event.use_number == len(uses) + 1 <= invite.max_uses, "11: an invite is used as often as it allows"
+        assert event.amount == invite.amount, "11: each use is worth the same"
+        uses.append(event)
+
     # --- the journal -----------------------------------------------------------------------------------------------
 
     def _read_entry(self, event: JournalEntryPosted) -> None:
@@ -261,6 +282,9 @@ class Auditor:
                 assert (admission.key_id, admission.reserved) == (key_id, amount), (
                     "a key holds what its request reserved"
                 )
+        uses = {f"invite:{use.code}:{use.account_id}": use.amount for of in self.uses.values() for use in of}
+        assert uses == self.invited, "11: what an invite gives is what was credited"
+        assert uses.keys() == {key for key in self.entries if key.startswith("invite:")}, "11: one entry a use"
         settlements = [end for end in self.ends.values() if isinstance(end, RequestSettled)]
         for settled in settlements:
             self._close_settlement(settled)

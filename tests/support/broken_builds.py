@@ -15,6 +15,8 @@ from domain import events, journal, ledger
 from domain.adjusting import ApproveAdjustment
 from domain.adjustments import AdjustmentApproved
 from domain.eventsourced import Aggregate, DomainEvent, Written
+from domain.invites import InviteCodeDeactivated, InviteCodeRedeemed
+from domain.inviting import RedeemInvite
 from domain.journal import JournalEntry, JournalEntryPosted
 from domain.key_budgets import KeyBudget
 from domain.ledger import Admit, GrantCredit, Release, Settle
@@ -306,6 +308,16 @@ def _never(**_: Any) -> None:
     return None
 
 
+def forgets_who_used_an_invite(patch: pytest.MonkeyPatch) -> None:
+    """11: a use leaves no trace in the code, so that it is never used up."""
+    patch.setattr(InviteCodeRedeemed, "apply", lambda self, aggregate: None)
+
+
+def never_ends_an_invite(patch: pytest.MonkeyPatch) -> None:
+    """11: a code that was deactivated is still taken."""
+    patch.setattr(InviteCodeDeactivated, "apply", lambda self, aggregate: None)
+
+
 IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
     (drops_a_journal_line, 1),
     (records(Settle, JournalEntryPosted, lambda postings, **_: {"postings": postings[:1]}, "posts_one_side"), 2),
@@ -338,6 +350,12 @@ IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
         ),
         4,
     ),
+    (forgets_who_used_an_invite, 11),
+    (never_ends_an_invite, 11),
+    (records(RedeemInvite, PromotionalCreditGranted, _never, "uses_an_invite_without_its_credit"), 11),
+    (records(RedeemInvite, PromotionalCreditGranted, _more("amount"), "credits_more_than_an_invite_gives"), 11),
+    (records(RedeemInvite, InviteCodeRedeemed, _never, "credits_an_invite_that_nobody_used"), 11),
+    (records(RedeemInvite, JournalEntryPosted, _never, "uses_an_invite_without_an_entry"), 11),
 )
 """Builds that write a wrong log, each with the invariant that it breaks."""
 

@@ -12,9 +12,20 @@ import msgspec
 from adapters.postgres.writer import LedgerWriter
 from domain.adjusting import ApproveAdjustment, RejectAdjustment
 from domain.errors import DarkbloomError
+from domain.inviting import CreateInvite, DeactivateInvite, RedeemInvite
 from domain.ledger import CloseSession, Command, OpenAccount, OpenSession
 from domain.requests import JobFailure, job_id_of
-from tests.support.ledger_commands import PROVIDER_ID, SECOND_ADMIN, admit, dispatch, grant, propose, release, settle
+from tests.support.ledger_commands import (
+    FIRST_ADMIN,
+    PROVIDER_ID,
+    SECOND_ADMIN,
+    admit,
+    dispatch,
+    grant,
+    propose,
+    release,
+    settle,
+)
 
 CONSUMERS = ("ada", "ben", "cyd")
 MACHINES = (("a1" * 32, "dan"), ("b2" * 32, "eve"), ("c3" * 32, ""))
@@ -51,6 +62,7 @@ def commands_of(seed: int, rounds: int) -> Generator[Command[Any], None, None]:
             yield grant(consumer, random.randrange(1, 2_000), f"{seed}-{number}")
     for number in range(6):
         yield from _adjusting(Random(f"{seed}-{number}"))
+    yield from _inviting(Random(f"{seed}-invites"), f"DAY-{seed}")
     machine, _ = MACHINES[0]
     yield CloseSession(
         machine_id=machine, session_id=f"{seed}-{machine}", requests_served=1, tokens_generated=60, reason="bye"
@@ -79,6 +91,19 @@ def _adjusting(random: Random) -> Iterator[Command[Any]]:
         yield RejectAdjustment(
             actor=SECOND_ADMIN, correlation_id=str(proposal.adjustment_id), adjustment_id=proposal.adjustment_id
         )
+
+
+def _inviting(random: Random, prefix: str) -> Iterator[Command[Any]]:
+    """Codes of one and of two uses that everybody tries twice, the last one ended in between."""
+    for number, uses in enumerate((1, 2, 2)):
+        code = f"{prefix}-{number}"
+        yield CreateInvite(actor=FIRST_ADMIN, code=code, amount_micro_usd=random.choice((1, 5_000)), max_uses=uses)
+        guests = [*CONSUMERS, *CONSUMERS]
+        random.shuffle(guests)
+        for guest in guests:
+            yield RedeemInvite(code=code, account_id=guest)
+            if number == 2:
+                yield DeactivateInvite(actor=SECOND_ADMIN, code=code)
 
 
 def _opening(machine: str, owner: str, session: str) -> OpenSession:

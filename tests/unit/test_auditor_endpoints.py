@@ -20,6 +20,7 @@ from api.auditors import desk as desks
 from api.auditors import exports, replays
 from api.auditors.desk import PREFIX, Desk
 from api.auditors.routes import ROUTERS
+from api.identity.doorkeeper import Doorkeeper
 from domain.keys import ROLES, Caller, KeySettings, default_scopes
 from projections.audit.instants import AsOf, Stretch
 from projections.diff import Compared
@@ -107,7 +108,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(exports, "between", lambda *_: Stretch(AsOf(0, NOW, final=True), newest))
     monkeypatch.setattr(replays, "at_head", lambda _: newest)
     return Desk(
-        credentials=Keys(),  # type: ignore[arg-type]
+        credentials=Doorkeeper(Keys()),  # type: ignore[arg-type]
         accesses=Accesses(),
         reading=nothing,
         ledger=None,  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ postings = st.builds(Posting, texts, texts, texts, integers)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     UUID: st.uuids(),
     UUID | None: st.none() | st.uuids(),
+    datetime | None: st.none() | st.datetimes(min_value=datetime(1970, 1, 2), timezones=st.just(UTC)),  # noqa: DTZ001  # st adds the zone
     int: integers,
     str: texts,
     bool: st.booleans(),

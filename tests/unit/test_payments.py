@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from api import errors
 from api.consumer import payments
 from api.consumer.payments import _cursor, _limit, _position, rfc3339
+from api.identity.doorkeeper import Doorkeeper
 from api.ports import UsageRow
 from domain.errors import InvalidRequest
 from domain.keys import Caller
@@ -122,7 +123,7 @@ def client(books: ScriptedBooks) -> httpx.AsyncClient:
     app = FastAPI()
     app.include_router(payments.router)
     errors.install(app)
-    app.state.coordinator = SimpleNamespace(books=books, credentials=ScriptedCredentials())
+    app.state.coordinator = SimpleNamespace(books=books, credentials=Doorkeeper(ScriptedCredentials()))  # type: ignore[arg-type]
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://darkbloom", headers={"Authorization": "Bearer ada"}
     )

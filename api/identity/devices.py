@@ -1,0 +1,73 @@
+"""Linking a machine to an account with a code that a person types (consumer API, section 15)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+from api.identity.limits import IdentityLimits
+from api.identity.ports import DeviceCodes
+from domain.errors import CodeNotFound, InternalError
+
+CODE_SECONDS = 900
+POLL_SECONDS = 5
+ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
+"""Without I, L, O, 0 and 1, which look like one another."""
+
+
+class DeviceCode(NamedTuple):
+    """``device_code`` is the machine's secret, ``user_code`` what a person reads off its screen."""
+
+    device_code: str
+    user_code: str
+
+
+def normalised(user_code: str) -> str:
+    """A code as it was given out, however it was typed; empty for what cannot be one."""
+    letters = "".join(user_code.upper().replace("-", " ").split())
+    if len(letters) != 8 or any(letter not in ALPHABET for letter in letters):
+        return ""
+    return f"{letters[:4]}-{letters[4:]}"
+
+
+class DeviceLogin:
+    def __init__(self, codes: DeviceCodes, limits: IdentityLimits) -> None:
+        self._codes = codes
+        self._limits = limits
+
+    async def begin(self) -> DeviceCode:
+        for _ in range(2):
+            made = DeviceCode(secrets.token_hex(32), _user_code())
+            if await self._codes.add(made.device_code, made.user_code, CODE_SECONDS):
+                return made
+        raise InternalError("No free code was found; try again.")
+
+    async def redeem(self, device_code: str) -> tuple[str, str] | None:
+        """The machine's token and its account, once; None while nobody has approved the code.
+
+        Raises:
+            GrantNotFound, GrantExpired: it never will be.
+        """
+        return await self._codes.redeem(device_code)
+
+    async def approve(self, user_code: str, account_id: str) -> None:
+        """Link the machine that shows a code.
+
+        Raises:
+            CodeNotFound, CodeExpired, AlreadyUsed: it is no such code. RateLimited: the account typed too many.
+        """
+        self._limits.count_typed_code(account_id)
+        code = normalised(user_code)
+        if not code:
+            raise CodeNotFound
+        await self._codes.approve(code, account_id)
+        self._limits.forgive_typed_code(account_id)
+
+    async def unlink(self, token: str) -> bool:
+        """Take back a machine's own token."""
+        return await self._codes.revoke_token(token)
+
+
+def _user_code() -> str:
+    letters = "".join(secrets.choice(ALPHABET) for _ in range(8))
+    return f"{letters[:4]}-{letters[4:]}"
