@@ -10,6 +10,7 @@ from uuid import UUID
 
 from adapters.postgres.writer import LedgerWriter
 from domain.errors import DarkbloomError
+from domain.inviting import CreateInvite, DeactivateInvite, RedeemInvite
 from domain.ledger import CloseSession, GrantCredit, OpenAccount, OpenSession, Release
 from domain.requests import JobFailure, job_id_of
 from tests.support.ledger_commands import admit, dispatch, release, settle
@@ -41,7 +42,7 @@ def random_commands(random: Random) -> Iterator[Any]:
     done: list[Any] = []
     while True:
         kind = random.choices(
-            ("grant", "admit", "dispatch", "settle", "release", "session", "again"), (2, 6, 6, 5, 1, 1, 1)
+            ("grant", "invite", "admit", "dispatch", "settle", "release", "session", "again"), (2, 1, 6, 6, 5, 1, 1, 1)
         )[0]
         account_id, request_id = random.choice(admitted[-40:] or [("acct_0", UUID(int=0))])
         attempt = attempts.get(request_id, 1)
@@ -53,6 +54,8 @@ def random_commands(random: Random) -> Iterator[Any]:
                 reference=f"{random.getrandbits(64):x}",
                 source=random.choice(("admin_credit", "invite_credit")),
             )
+        elif kind == "invite":
+            command = _invite(random)
         elif kind == "admit":
             request_id = UUID(int=random.getrandbits(128), version=4)
             command = admit(
@@ -81,6 +84,17 @@ def random_commands(random: Random) -> Iterator[Any]:
         done.append(command)
         del done[:-200]
         yield command
+
+
+def _invite(random: Random) -> CreateInvite | RedeemInvite | DeactivateInvite:
+    code = f"CODE-{random.randrange(20)}"
+    step = random.random()
+    if step < 0.3:
+        amount, uses = random.randrange(1, 5_000), random.randrange(1, 5)
+        return CreateInvite(code=code, amount_micro_usd=amount, max_uses=uses)
+    if step < 0.95:
+        return RedeemInvite(code=code, account_id=random.choice(ACCOUNTS))
+    return DeactivateInvite(code=code)
 
 
 def _session(random: Random) -> OpenSession | CloseSession:
