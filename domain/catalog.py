@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final, Literal
 
 import msgspec
+
+ModelKind = Literal["text", "embedding", "image", "transcription"]
+"""What a model makes, which decides the endpoint that asks it."""
+
+TEXT: Final = "text"
+EMBEDDING: Final = "embedding"
+IMAGE: Final = "image"
+TRANSCRIPTION: Final = "transcription"
 
 
 class CatalogModel(msgspec.Struct, frozen=True):
@@ -15,6 +24,7 @@ class CatalogModel(msgspec.Struct, frozen=True):
 
     id: str
     display_name: str
+    kind: ModelKind = TEXT
     size_gb: float = 0.0
     min_ram_gb: int = 0
     quantization: str = "8bit"

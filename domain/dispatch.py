@@ -44,6 +44,8 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
+    claimed_units: int = 0
+    units_bound: int = 0
 
 
 class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -258,6 +258,8 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         job_id=job.job_id,
         claimed_prompt_tokens=job.claimed_prompt_tokens,
         claimed_completion_tokens=job.claimed_completion_tokens,
+        claimed_units=job.claimed_units,
+        units_bound=job.units_bound,
         completion_bound=job.completion_bound,
         fee_percent=fee_percent,
     )
