@@ -9,7 +9,18 @@ from fastapi import FastAPI
 
 from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
+from api.consumer import (
+    chat,
+    completions,
+    embeddings,
+    generations,
+    keys,
+    messages,
+    models,
+    payments,
+    pricing,
+    responses,
+)
 from api.edge import Edge
 from api.openapi import routes as openapi
 from api.providers import socket, standing
@@ -22,7 +33,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    consumers = (*dialects, models, pricing, keys, payments, generations)
+    media = (embeddings,)
+    consumers = (*dialects, *media, models, pricing, keys, payments, generations)
     parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from domain.catalog import TEXT, ModelKind
 from domain.requests import JobFailure
 from domain.routing import ANY_MACHINE, Constraints, Snapshot
 
@@ -24,6 +25,7 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     account_id: str
     model: str
+    kind: ModelKind = TEXT
     size_gb: float
     prompt_tokens: int
     output_tokens: int

@@ -47,7 +47,7 @@ BUILT_IN_PRICES: Mapping[str, Price] = {
     "mlx-community/Trinity-Mini-8bit": Price(23_000, 75_000),
     "flux_2_klein_4b_q8p.ckpt": Price(unit=PIXEL, unit_price=1_500),
     "flux_2_klein_9b_q8p.ckpt": Price(unit=PIXEL, unit_price=2_500),
-    "mlx-community/whisper-large-v3-turbo": Price(unit=AUDIO_MS, unit_price=1_000),
+    "whisper-large-v3-turbo": Price(unit=AUDIO_MS, unit_price=1_000),
 }
 
 

@@ -9,9 +9,12 @@ Source: provider protocol, sections 2 to 4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
+
+from domain.catalog import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
 
 PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
 
@@ -26,6 +29,14 @@ PING_INTERVAL_SECONDS = 10.0
 PONG_TIMEOUT_SECONDS = 30.0
 
 REASON_SEPARATOR = " | "
+
+ENDPOINTS: Mapping[ModelKind, str] = {
+    TEXT: "/v1/chat/completions",
+    EMBEDDING: "/v1/embeddings",
+    IMAGE: "/v1/images/generations",
+    TRANSCRIPTION: "/v1/audio/transcriptions",
+}
+"""Where each kind of model is asked. A sealed body says it in the member ``endpoint``; one that does not is a chat."""
 
 STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
@@ -63,7 +74,8 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 class OfferedModel(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model that the machine serves. ``weight_hash`` is the fingerprint over its files."""
+    """One model that the machine serves. ``weight_hash`` is the fingerprint over its files, ``model_type`` its
+    architecture, ``kind`` what it makes."""
 
     id: ModelId
     size_bytes: Count
@@ -71,6 +83,7 @@ class OfferedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     quantization: ShortText
     weight_hash: ShortText = ""
     context_length: Count = 0
+    kind: ShortText = TEXT
 
 
 class PrivacyCapabilities(msgspec.Struct, frozen=True):
@@ -94,9 +107,12 @@ class Sealed(msgspec.Struct, frozen=True):
     ciphertext: str
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``units`` is what media is metered in: pixels of images, milliseconds of sound."""
+
     prompt_tokens: Count
     completion_tokens: Count
+    units: Count = 0
 
 
 class SessionStats(msgspec.Struct, frozen=True):

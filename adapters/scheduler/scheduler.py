@@ -240,6 +240,7 @@ class Scheduler:
 def demand_of(job: DispatchJob) -> Demand:
     return Demand(
         model=job.model,
+        kind=job.kind,
         prompt_tokens=job.prompt_tokens,
         output_tokens=job.output_tokens,
         excluded=frozenset(job.excluded),

@@ -33,6 +33,7 @@ from api.providers.registration import (
 )
 from api.providers.registry import MachineRegistry
 from domain import protocol
+from domain.catalog import TEXT
 from domain.dispatch import DispatchJob
 from domain.errors import DarkbloomError
 from domain.eventsourced import Actor
@@ -469,6 +470,7 @@ class ProviderSession:
             secure_enclave=self.identity.secure_enclave,
             serial=self.identity.serial,
             quantization={model.id: model.quantization for model in register.models},
+            kinds={model.id: model.kind for model in register.models if model.kind != TEXT},
         )
 
 
