@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from typing import Any
 
 from adapters.crypto.box import SealedChannel, SealingError
-from agent.dialects import chat_request
+from agent.dialects import chat_request, media
 from agent.dialects.chat_answer import Answer, StreamedAnswer, WholeAnswer
-from agent.engine.generation import Generation
+from agent.dialects.task import Task
+from agent.engine.engine import Running, Used
 from agent.engine.job import Finished, Piece
 from agent.errors import EngineFailed, JobError, JobRefused
 from agent.log import describe
@@ -35,7 +37,7 @@ class Job:
         self._encrypted_body = request.encrypted_body
         self._machine = machine
         self._outbox = outbox
-        self._generation: Generation | None = None
+        self._generation: Running[Any] | None = None
         self._transcript = bytearray()
         self._delivered_tokens = 0
         self._cancelled = False
@@ -62,7 +64,10 @@ class Job:
             self._generation.cancel()
 
     async def _run(self) -> bool:
-        channel, request = self._open()
+        channel, body = self._open()
+        if (task := media.task_in(body)) is not None:
+            return await self._run_task(channel, task)
+        request = chat_request.parse(body)
         slot = self._machine.slot(request.model)
         if self._cancelled:
             return False
@@ -87,7 +92,27 @@ class Job:
                 await self._complete(usage)
         return True
 
-    def _open(self) -> tuple[SealedChannel, chat_request.ChatRequest]:
+    async def _run_task(self, channel: SealedChannel, task: Task) -> bool:
+        """What is not a chat: all of it counts, or none."""
+        slot = self._machine.slot(task.model, task.kind)
+        if self._cancelled:
+            return False
+        work = self._generation = slot.engine.submit(task.job)
+        self._outbox.control(protocol.InferenceAccepted(self.id))
+        self._machine.active_model = task.model
+        used: Used | None = None
+        async for event in work:
+            if isinstance(event, Used):
+                used = event
+                continue
+            for text in task.render(event):
+                await self._send(channel, text)
+        if used is None:
+            return False
+        await self._complete(protocol.Usage(used.prompt_tokens, 0, used.units))
+        return True
+
+    def _open(self) -> tuple[SealedChannel, bytes]:
         sealed = self._encrypted_body
         if sealed is None:
             raise JobRefused("the request is not encrypted")
@@ -97,7 +122,7 @@ class Job:
         except SealingError:
             raise JobRefused("the request cannot be decrypted") from None
         self._encrypted_body = None
-        return channel, chat_request.parse(body)
+        return channel, body
 
     async def _send(self, channel: SealedChannel, text: bytes) -> None:
         if len(text) > _CHUNK_BYTES_MAX:

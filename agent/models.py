@@ -13,6 +13,10 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ModelRejected
+from domain.kinds import EMBEDDING, TEXT, ModelKind
+
+POOLING_CONFIG = Path("1_Pooling") / "config.json"
+"""Where sentence-transformers says how a model's states become one vector: only embedding models have it."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin")
 _FINGERPRINTED_NAMES = frozenset(
@@ -68,10 +72,11 @@ class ModelFolder:
     model_type: str
     quantization: str
     context_length: int
+    kind: ModelKind = TEXT
 
 
 def inspect(path: Path) -> ModelFolder:
-    """Check that ``path`` holds everything that a text model needs, and read its facts.
+    """Check that ``path`` holds everything that a model of its kind needs, and read its facts.
 
     Raises:
         ModelRejected: something is missing or not served; the message says what, where, and what to do.
@@ -84,6 +89,7 @@ def inspect(path: Path) -> ModelFolder:
     config, members = _read_config(path)
     _check_complete(path)
     return ModelFolder(
+        kind=EMBEDDING if (path / POOLING_CONFIG).is_file() else TEXT,
         id=path.name,
         path=path,
         size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES),

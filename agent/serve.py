@@ -7,7 +7,7 @@ import logging
 import os
 
 from agent import hardware, models
-from agent.engine.text import TextEngine
+from agent.engine.choice import engine_for
 from agent.engine.thread import MlxThread
 from agent.errors import AgentStopping
 from agent.files import private_directory
@@ -83,7 +83,7 @@ async def load_slot(folder: ModelFolder, thread: MlxThread, max_concurrent: int)
     Raises:
         ModelRejected: the folder cannot be loaded or served.
     """
-    engine = TextEngine(folder.path, thread, context_length=folder.context_length, max_concurrent=max_concurrent)
+    engine = engine_for(folder, thread, max_concurrent)
     loop = asyncio.get_running_loop()
     began = loop.time()
     throughput = await engine.start()
@@ -106,5 +106,6 @@ async def load_slot(folder: ModelFolder, thread: MlxThread, max_concurrent: int)
         quantization=folder.quantization,
         weight_hash=weight_hash,
         context_length=folder.context_length,
+        kind=folder.kind,
     )
     return Slot(offered, engine, throughput)

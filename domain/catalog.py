@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
 
 import msgspec
 
-ModelKind = Literal["text", "embedding", "image", "transcription"]
-"""What a model makes, which decides the endpoint that asks it."""
-
-TEXT: Final = "text"
-EMBEDDING: Final = "embedding"
-IMAGE: Final = "image"
-TRANSCRIPTION: Final = "transcription"
-
-KINDS: tuple[ModelKind, ...] = (TEXT, EMBEDDING, IMAGE, TRANSCRIPTION)
+from domain.kinds import EMBEDDING, IMAGE, KINDS, TEXT, TRANSCRIPTION, ModelKind
 
 
 class CatalogModel(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from domain.catalog import TEXT, ModelKind
+from domain.kinds import TEXT, ModelKind
 from domain.requests import JobFailure
 from domain.routing import ANY_MACHINE, Constraints, Snapshot
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from domain.catalog import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
+from domain.kinds import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
 from domain.money import TOKENS_PER_PRICE, metered_cost_micro_usd
 
 MINIMUM_CHARGE_MICRO_USD = 100
@@ -45,6 +45,7 @@ BUILT_IN_PRICES: Mapping[str, Price] = {
     "mlx-community/Qwen3.5-122B-A10B-8bit": Price(130_000, 1_040_000),
     "mlx-community/MiniMax-M2.5-8bit": Price(60_000, 500_000),
     "mlx-community/Trinity-Mini-8bit": Price(23_000, 75_000),
+    "Qwen3-Embedding-0.6B-8bit": Price(input_price=10_000),
     "flux_2_klein_4b_q8p.ckpt": Price(unit=PIXEL, unit_price=1_500),
     "flux_2_klein_9b_q8p.ckpt": Price(unit=PIXEL, unit_price=2_500),
     "whisper-large-v3-turbo": Price(unit=AUDIO_MS, unit_price=1_000),

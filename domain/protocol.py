@@ -14,7 +14,7 @@ from typing import Annotated
 
 import msgspec
 
-from domain.catalog import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
+from domain.kinds import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
 
 PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
 

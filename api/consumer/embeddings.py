@@ -21,7 +21,8 @@ from api.consumer.embeddings_request import (
 from api.consumer.inference import Finished
 from api.consumer.rendering import WholeOnly
 from api.consumer.serving import serve
-from domain.catalog import EMBEDDING, CatalogModel, ModelKind
+from domain.catalog import CatalogModel
+from domain.kinds import EMBEDDING, ModelKind
 
 router = APIRouter()
 

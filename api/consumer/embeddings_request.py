@@ -8,8 +8,9 @@ import msgspec
 
 from api.consumer.admission import Bounds
 from api.consumer.chat_request import model_in
-from domain.catalog import EMBEDDING, CatalogModel
+from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest
+from domain.kinds import EMBEDDING
 from domain.protocol import ENDPOINTS
 
 INPUTS_MAX = 2_048

@@ -11,8 +11,9 @@ from api.consumer.answers import Made, ProviderDelta, ReadText, Whole, read_chun
 from api.consumer.attempt import Started
 from api.consumer.chat_request import ChatRequest, body_for_machine
 from api.consumer.inference import Finished
-from domain.catalog import TEXT, CatalogModel, ModelKind
+from domain.catalog import CatalogModel
 from domain.errors import DarkbloomError
+from domain.kinds import TEXT, ModelKind
 
 COMMENT = b": keep-alive\n\n"
 """What every reader of server-sent events ignores, and every proxy takes for a sign of life."""

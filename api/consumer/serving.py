@@ -20,10 +20,11 @@ from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import AnyCall
 from api.coordinator import Coordinator
-from domain.catalog import TEXT, CatalogModel
+from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
 from domain.keys import Caller
+from domain.kinds import TEXT
 from domain.protocol import ENDPOINTS
 
 Reader = Callable[[dict[str, Any]], AnyCall]

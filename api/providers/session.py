@@ -33,10 +33,10 @@ from api.providers.registration import (
 )
 from api.providers.registry import MachineRegistry
 from domain import protocol
-from domain.catalog import TEXT
 from domain.dispatch import DispatchJob
 from domain.errors import DarkbloomError
 from domain.eventsourced import Actor
+from domain.kinds import TEXT
 from domain.ledger import CloseSession, OpenSession
 from domain.protocol import (
     AttestationChallenge,

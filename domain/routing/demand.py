@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from domain.catalog import TEXT, ModelKind
+from domain.kinds import TEXT, ModelKind
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from domain.catalog import TEXT, ModelKind
+from domain.kinds import TEXT, ModelKind
 from domain.routing.cost import Cost, cost_of
 from domain.routing.demand import Demand
 from domain.routing.facts import IDLE, Candidate, Load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from itertools import compress
 
-from domain.catalog import TEXT
+from domain.kinds import TEXT
 from domain.routing.demand import Demand
 from domain.routing.facts import TRUST_RANK, Candidate, SlotState, Snapshot
 from domain.routing.health import is_put_aside

@@ -1,0 +1,106 @@
+"""The official ``openai`` package, a coordinator and a real agent, for what is not a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import openai
+import pytest
+
+from agent.testing.tiny_embedder import DIMENSIONS, build_random_embedder
+from tests.support.processes import Coordinator, Key, Process, agent, eventually
+
+EMBEDDER = "tiny-embedder"
+
+
+@pytest.fixture(scope="module")
+def key(up: Coordinator) -> Key:
+    return up.books.open_account(5_000_000)
+
+
+@pytest.fixture
+def client(up: Coordinator, key: Key) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def embedder(up: Coordinator, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Generator[Process, None, None]:
+    folder = tmp_path_factory.mktemp("embedder")
+    with agent(folder, up.url, build_random_embedder(folder / EMBEDDER)) as process:
+        eventually(lambda: EMBEDDER in up.models(key.secret), "the agent to be routable")
+        yield process
+
+
+@pytest.mark.usefixtures("embedder")
+class TestEmbeddings:
+    def test_vectors_come_in_order_and_only_what_was_read_is_charged(
+        self, up: Coordinator, key: Key, client: openai.OpenAI
+    ) -> None:
+        before = up.books.balance(key.account_id)[0]
+        raw = client.embeddings.with_raw_response.create(model=EMBEDDER, input=["a hold", "a capture"])
+        answer = raw.parse()
+
+        assert [one.index for one in answer.data] == [0, 1]
+        assert [len(one.embedding) for one in answer.data] == [DIMENSIONS] * 2
+        assert answer.model == EMBEDDER
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == len("a hold") + len("a capture")
+        assert raw.headers["x-provider-encrypted"] == "true"
+        assert raw.headers["x-provider-trust-level"] == "none"
+
+        job_id = raw.headers["x-inference-job-id"]
+        found = client.get(f"/generations/{job_id}", cast_to=object)
+        assert (found["prompt_tokens"], found["completion_tokens"]) == (15, 0)  # type: ignore[index]
+        assert found["cost_micro_usd"] == 100  # type: ignore[index]
+        assert up.books.balance(key.account_id) == (before - 100, 0, 0)  # type: ignore[operator]
+        up.books.require_balanced()
+
+    def test_both_encodings_hold_the_same_vector(self, client: openai.OpenAI) -> None:
+        # The package asks for base64 and decodes it, unless it is told otherwise.
+        default = client.embeddings.create(model=EMBEDDER, input="ledger").data[0].embedding
+        floats = client.embeddings.create(model=EMBEDDER, input="ledger", encoding_format="float").data[0].embedding
+        assert default == pytest.approx(floats, abs=1e-6)
+
+    def test_fewer_dimensions_are_made_when_they_are_asked_for(self, client: openai.OpenAI) -> None:
+        assert len(client.embeddings.create(model=EMBEDDER, input="x", dimensions=8).data[0].embedding) == 8
+
+    def test_many_texts_go_through(self, client: openai.OpenAI) -> None:
+        answer = client.embeddings.create(model=EMBEDDER, input=[f"text {number}" for number in range(1_000)])
+        assert [one.index for one in answer.data] == list(range(1_000))
+
+    @pytest.mark.parametrize(
+        ("members", "param"),
+        [
+            ({"input": [[1, 2]]}, "input"),
+            ({"input": []}, "input"),
+            ({"input": [""]}, "input"),
+            ({"input": "x", "dimensions": 0}, "dimensions"),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_by_name(
+        self, client: openai.OpenAI, members: dict[str, object], param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model=EMBEDDER, **members)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+    def test_what_the_engine_refuses_costs_nothing(self, up: Coordinator, key: Key, client: openai.OpenAI) -> None:
+        before = up.books.balance(key.account_id)
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model=EMBEDDER, input="x", dimensions=DIMENSIONS + 1)
+        assert up.books.balance(key.account_id) == before
+
+    def test_a_conversation_with_an_embedding_model_is_told_where_to_go(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
+            client.chat.completions.create(model=EMBEDDER, messages=[{"role": "user", "content": "x"}])
+
+    def test_the_model_says_what_it_is(self, client: openai.OpenAI) -> None:
+        entry = client.models.retrieve(EMBEDDER).model_dump()
+        assert entry["model_type"] == entry["metadata"]["model_type"] == "embedding"
+        assert entry["pricing"] == {"prompt": "0.00000001", "completion": "0"}
+
+
+def test_an_account_without_money_is_refused_before_anything_is_asked(up: Coordinator) -> None:
+    poor = openai.OpenAI(base_url=f"{up.url}/v1", api_key=up.books.open_account(0).secret, max_retries=0)
+    with pytest.raises(openai.APIStatusError) as caught:
+        poor.embeddings.create(model="Qwen3-Embedding-0.6B-8bit", input="x")
+    assert caught.value.status_code == 402
