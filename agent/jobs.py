@@ -11,8 +11,9 @@ from adapters.crypto.box import SealedChannel, SealingError
 from agent.dialects import chat_request, media
 from agent.dialects.chat_answer import Answer, StreamedAnswer, WholeAnswer
 from agent.dialects.task import Task
-from agent.engine.engine import Running, Used
+from agent.engine.engine import Running
 from agent.engine.job import Finished, Piece
+from agent.engine.media import Used
 from agent.errors import EngineFailed, JobError, JobRefused
 from agent.log import describe
 from agent.machine import Machine

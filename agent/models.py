@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ModelRejected
-from domain.kinds import EMBEDDING, TEXT, ModelKind
+from domain.kinds import EMBEDDING, TEXT, TRANSCRIPTION, ModelKind
 
 POOLING_CONFIG = Path("1_Pooling") / "config.json"
 """Where sentence-transformers says how a model's states become one vector: only embedding models have it."""
@@ -30,6 +30,7 @@ _FINGERPRINTED_NAMES = frozenset(
         "quantize_config.json",
     )
 )
+_WHISPER_WEIGHTS = ("weights.safetensors", "weights.npz")
 _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 _CONTEXT_MEMBERS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "model_max_length")
 
@@ -87,9 +88,10 @@ def inspect(path: Path) -> ModelFolder:
     if (found := _FORBIDDEN_IN_IDS.search(path.name)) is not None:
         raise ModelRejected(f"{path}: a model's name must not hold {found.group()!r}. Rename the folder.")
     config, members = _read_config(path)
-    _check_complete(path)
+    kind = _kind(path, config)
+    _check_complete(path, kind)
     return ModelFolder(
-        kind=EMBEDDING if (path / POOLING_CONFIG).is_file() else TEXT,
+        kind=kind,
         id=path.name,
         path=path,
         size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES),
@@ -134,10 +136,22 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, object]]:
     return config, members
 
 
-def _check_complete(path: Path) -> None:
+def _kind(path: Path, config: _Config) -> ModelKind:
+    if config.model_type == "whisper":
+        return TRANSCRIPTION
+    return EMBEDDING if (path / POOLING_CONFIG).is_file() else TEXT
+
+
+def _check_complete(path: Path, kind: ModelKind) -> None:
     unfinished = sorted(file.name for file in path.glob("*.part"))
     if unfinished:
         raise ModelRejected(f"{path}: the download of {unfinished[0]} is not finished. Finish it first.")
+    if kind == TRANSCRIPTION:  # whose tokenizer comes with mlx-whisper
+        if not any((path / name).is_file() for name in _WHISPER_WEIGHTS):
+            raise ModelRejected(
+                f"{path} has no {' or '.join(_WHISPER_WEIGHTS)}. Download the model in the format of mlx-whisper."
+            )
+        return
     if not any(path.glob("model*.safetensors")):
         raise ModelRejected(f"{path} has no weights (model*.safetensors). Download the model again, in MLX format.")
     missing = sorted(name for name in _indexed_shards(path) if not (path / name).is_file())

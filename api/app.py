@@ -20,6 +20,7 @@ from api.consumer import (
     payments,
     pricing,
     responses,
+    transcriptions,
 )
 from api.edge import Edge
 from api.openapi import routes as openapi
@@ -33,7 +34,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    media = (embeddings,)
+    media = (embeddings, transcriptions)
     consumers = (*dialects, *media, models, pricing, keys, payments, generations)
     parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):

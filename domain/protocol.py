@@ -21,8 +21,8 @@ PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
 COORDINATOR_INBOUND_BYTES_MAX = 10 * 1024 * 1024
 """A larger frame from a provider closes its connection."""
 
-PROVIDER_INBOUND_BYTES_MAX = 32 * 1024 * 1024
-"""A sealed request is at most about 16 MiB before base64 makes a third more of it."""
+PROVIDER_INBOUND_BYTES_MAX = 48 * 1024 * 1024
+"""A sound of 25 MiB is a third more as base64 in its body, and as much again once the body is sealed."""
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 PING_INTERVAL_SECONDS = 10.0

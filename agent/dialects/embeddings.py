@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from agent.dialects.task import Task, read
-from agent.engine.embeddings import EmbeddingJob, Vector
+from agent.engine.media import EmbeddingJob, Vector
 from domain.kinds import EMBEDDING
 
 INPUTS_MAX = 2_048

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from agent.dialects import embeddings
+from agent.dialects import embeddings, transcriptions
 from agent.dialects.task import Task
-from domain.kinds import EMBEDDING
+from domain.kinds import EMBEDDING, TRANSCRIPTION
 from domain.protocol import ENDPOINTS
 
 
@@ -20,6 +20,7 @@ _addressed = msgspec.json.Decoder(_Addressed)
 
 _PARSERS: Mapping[str, Callable[[bytes], Task]] = {
     ENDPOINTS[EMBEDDING]: embeddings.parse,
+    ENDPOINTS[TRANSCRIPTION]: transcriptions.parse,
 }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,12 @@ import mlx.core as mx
 import msgspec
 from mlx_lm import load as load_from_folder
 
-from agent.engine.engine import Used
+from agent.engine.media import EmbeddingJob, Used, Vector
 from agent.errors import JobRefused, ModelRejected
 from agent.models import POOLING_CONFIG
 
 _STEP_TOKENS_MAX = 4_096
 """What one step reads at most, filling included, unless a single text is longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingJob:
-    """``dimensions`` cuts the vectors, None leaves them whole."""
-
-    texts: tuple[str, ...] = field(repr=False)
-    dimensions: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """The next text's vector: 32-bit floats, little-endian as every Mac is."""
-
-    content: bytes = field(repr=False)
 
 
 class _Pooling(msgspec.Struct):
@@ -70,10 +54,10 @@ class EmbeddingModel:
         return cls(model, tokenizer, _pool_of(pooling, path), context_length)
 
     def warm_up(self) -> None:
-        for _ in self.run(EmbeddingJob(("warm", "up"))):
+        for _ in self.run(EmbeddingJob(("warm", "up")), lambda: False):
             pass
 
-    def run(self, job: EmbeddingJob) -> Iterator[Vector | Used | None]:
+    def run(self, job: EmbeddingJob, is_cancelled: Callable[[], bool]) -> Iterator[Vector | Used | None]:
         tokens = []
         for number, text in enumerate(job.texts):
             tokens.append(self._tokens(number, text))

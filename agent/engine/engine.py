@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from agent.engine.job import Occupancy, Throughput
@@ -46,11 +45,3 @@ class Engine(Protocol[J_contra, E_co]):
     def close(self) -> None:
         """End all jobs and free the model."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """The last word of a job that makes media: what it counts for. ``units`` are pixels or milliseconds of sound."""
-
-    prompt_tokens: int = 0
-    units: int = 0

@@ -39,9 +39,14 @@ class Model(Protocol[J_contra, E_co]):
         """Do a little work of every sort. Whatever it raises means that the model cannot be served."""
         ...
 
-    def run(self, job: J_contra) -> Iterator[E_co | None]:
-        """Do a job: a yield ends each step, None when the step made nothing yet. Raises JobError."""
+    def run(self, job: J_contra, is_cancelled: Callable[[], bool]) -> Iterator[E_co | None]:
+        """Do a job: a yield ends each step, None when the step made nothing yet. A long step asks now and then whether
+        the job is cancelled, and raises Cancelled when it is. Raises JobError."""
         ...
+
+
+class Cancelled(Exception):
+    """Nobody waits for the job any more."""
 
 
 class Work(Generic[E]):
@@ -146,7 +151,7 @@ class SerialEngine(Generic[J, E]):
             if not self._waiting:
                 return False
             job, work = self._waiting.popleft()
-            self._current = (work, model.run(job))
+            self._current = (work, model.run(job, lambda: work.cancelled))
         work, steps = self._current
         self._current = None if work.cancelled or not self._advance(work, steps) else (work, steps)
         return True
@@ -160,6 +165,8 @@ class SerialEngine(Generic[J, E]):
             event = next(steps)
         except StopIteration:
             work.deliver(None)
+            return False
+        except Cancelled:
             return False
         except JobError as error:
             work.deliver(error)

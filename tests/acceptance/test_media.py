@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
+from typing import Any
 
 import openai
 import pytest
 
 from agent.testing.tiny_embedder import DIMENSIONS, build_random_embedder
+from agent.testing.tiny_whisper import build_random_whisper, sine_wav
 from tests.support.processes import Coordinator, Key, Process, agent, eventually
 
 EMBEDDER = "tiny-embedder"
+WHISPER = "tiny-whisper"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,14 @@ def embedder(up: Coordinator, key: Key, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("embedder")
     with agent(folder, up.url, build_random_embedder(folder / EMBEDDER)) as process:
         eventually(lambda: EMBEDDER in up.models(key.secret), "the agent to be routable")
+        yield process
+
+
+@pytest.fixture(scope="module")
+def whisper(up: Coordinator, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Generator[Process, None, None]:
+    folder = tmp_path_factory.mktemp("whisper")
+    with agent(folder, up.url, build_random_whisper(folder / WHISPER)) as process:
+        eventually(lambda: WHISPER in up.models(key.secret), "the agent to be routable")
         yield process
 
 
@@ -97,6 +109,99 @@ class TestEmbeddings:
         entry = client.models.retrieve(EMBEDDER).model_dump()
         assert entry["model_type"] == entry["metadata"]["model_type"] == "embedding"
         assert entry["pricing"] == {"prompt": "0.00000001", "completion": "0"}
+
+
+@pytest.mark.usefixtures("whisper")
+class TestTranscriptions:
+    def test_a_transcript_is_paid_by_the_milliseconds_that_were_heard(
+        self, up: Coordinator, key: Key, client: openai.OpenAI
+    ) -> None:
+        before = up.books.balance(key.account_id)[0]
+        sound = sine_wav(30.0)
+        raw = client.audio.transcriptions.with_raw_response.create(model=WHISPER, file=("tone.wav", sound))
+        answer = raw.parse()
+
+        assert isinstance(answer.text, str)
+        assert answer.usage is not None
+        assert answer.usage.type == "duration"
+        assert answer.usage.seconds == 30
+        assert raw.headers["x-provider-encrypted"] == "true"
+        found = client.get(f"/generations/{raw.headers['x-inference-job-id']}", cast_to=object)
+        assert (found["unit"], found["units"], found["cost_micro_usd"]) == ("audio_ms", 30_000, 500)  # type: ignore[index]
+        assert up.books.balance(key.account_id) == (before - 500, 0, 0)  # type: ignore[operator]
+        usage = client.get("/payments/usage", cast_to=object)["usage"][0]  # type: ignore[index]
+        assert (usage["unit"], usage["units"], usage["prompt_tokens"]) == ("audio_ms", 30_000, 0)
+        up.books.require_balanced()
+
+    def test_a_short_sound_costs_the_minimum(self, up: Coordinator, key: Key, client: openai.OpenAI) -> None:
+        before = up.books.balance(key.account_id)[0]
+        client.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sine_wav(0.5)), language="en")
+        assert up.books.balance(key.account_id)[0] == before - 100  # type: ignore[operator]
+
+    def test_every_response_format_has_its_shape(self, client: openai.OpenAI) -> None:
+        def ask(response_format: Any) -> Any:
+            return client.audio.transcriptions.create(
+                model=WHISPER,
+                file=("tone.wav", sine_wav(2.0)),
+                language="en",
+                temperature=0,
+                response_format=response_format,
+                timestamp_granularities=["segment"],
+            )
+
+        verbose = ask("verbose_json")
+        assert (verbose.duration, verbose.language) == (2.0, "english")
+        assert [one.id for one in verbose.segments] == list(range(len(verbose.segments)))
+        assert all(0 <= one.start <= one.end <= 2 for one in verbose.segments)
+        assert ask("json").text == verbose.text
+        assert ask("text") == f"{verbose.text}\n"
+        times = re.findall(r"^(\d\d:\d\d:\d\d)[,.](\d{3}) --> ", ask("srt"), re.MULTILINE)
+        assert len(times) == len(verbose.segments)
+        vtt = ask("vtt")
+        assert vtt.startswith("WEBVTT\n\n")
+        assert vtt.count(" --> ") == len(times)
+
+    @pytest.mark.parametrize(
+        ("members", "param"),
+        [
+            ({"file": ("tone.exe", b"RIFF")}, "file"),
+            ({"language": "English"}, "language"),
+            ({"response_format": "docx"}, "response_format"),
+            ({"temperature": 7}, "temperature"),
+            ({"stream": True}, "stream"),
+            ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+            ({"include": ["logprobs"]}, "include"),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_by_name(
+        self, client: openai.OpenAI, members: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.audio.transcriptions.create(**{"model": WHISPER, "file": ("tone.wav", sine_wav(0.1)), **members})
+        assert caught.value.param == param
+
+    def test_a_file_that_no_machine_can_read_costs_nothing(
+        self, up: Coordinator, key: Key, client: openai.OpenAI
+    ) -> None:
+        before = up.books.balance(key.account_id)
+        with pytest.raises(openai.BadRequestError):
+            client.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sine_wav(1)[:40]))
+        assert up.books.balance(key.account_id) == before
+
+    def test_the_largest_file_goes_through_and_a_larger_one_is_refused(self, up: Coordinator, key: Key) -> None:
+        patient = openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0)
+        second = sine_wav(1.0, rate=48_000, channels=2)[44:]
+        size = 25 * 1024 * 1024
+        data = (second * (size // len(second) + 1))[: size - 44]
+        head = sine_wav(1.0, rate=48_000, channels=2)[:44]
+        sound = head[:40] + len(data).to_bytes(4, "little") + data
+        answer = patient.audio.transcriptions.create(
+            model=WHISPER, file=("tone.wav", sound), language="en", temperature=0
+        )
+        assert answer.usage.seconds == pytest.approx(len(data) / 192_000, abs=0.01)  # type: ignore[union-attr]
+        with pytest.raises(openai.APIStatusError) as caught:
+            patient.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sound + b"x"))
+        assert (caught.value.status_code, caught.value.code) == (413, "payload_too_large")
 
 
 def test_an_account_without_money_is_refused_before_anything_is_asked(up: Coordinator) -> None:

@@ -12,11 +12,10 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from agent.engine.choice import engine_for
-from agent.engine.embeddings import EmbeddingJob, EmbeddingModel, Vector
-from agent.engine.engine import Used
+from agent.engine.choice import Threads, engine_for
+from agent.engine.embeddings import EmbeddingModel
+from agent.engine.media import EmbeddingJob, Used, Vector
 from agent.engine.serial import WAITING_MAX, SerialEngine, Work
-from agent.engine.thread import MlxThread
 from agent.errors import EngineBusy, EngineFailed, EngineUnavailable, JobRefused, ModelRejected
 from agent.models import inspect
 from agent.testing.tiny_embedder import DIMENSIONS, build_random_embedder
@@ -30,10 +29,10 @@ Embedder = SerialEngine[EmbeddingJob, Vector | Used]
 
 
 @pytest.fixture(scope="module")
-def thread() -> Iterator[MlxThread]:
-    thread = MlxThread()
-    yield thread
-    assert thread.close()
+def threads() -> Iterator[Threads]:
+    threads = Threads()
+    yield threads
+    assert threads.close()
 
 
 @pytest.fixture(scope="module", params=POOLINGS)
@@ -42,8 +41,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def engine(folder: Path, thread: MlxThread) -> Iterator[Embedder]:
-    engine = engine_for(inspect(folder), thread, 4)
+def engine(folder: Path, threads: Threads) -> Iterator[Embedder]:
+    engine = engine_for(inspect(folder), threads, 4)
     assert isinstance(engine, SerialEngine)
     asyncio.run(_started(engine))
     yield engine
@@ -102,7 +101,7 @@ async def test_fewer_dimensions_are_the_first_ones_at_length_one(engine: Embedde
 
 
 async def test_the_pooling_is_the_one_that_the_folder_names(
-    tmp_path: Path, thread: MlxThread, folder: Path, engine: Embedder
+    tmp_path: Path, threads: Threads, folder: Path, engine: Embedder
 ) -> None:
     (found,), _ = await vectors(engine, "abc")
     model, tokenizer = mlx_lm.load(str(folder))[:2]
@@ -155,9 +154,9 @@ async def test_more_than_may_wait_is_refused_and_a_cancelled_job_makes_room(engi
     assert len((await vectors(engine, "again"))[0]) == 1
 
 
-async def test_closing_ends_what_waits(tmp_path: Path, thread: MlxThread) -> None:
+async def test_closing_ends_what_waits(tmp_path: Path, threads: Threads) -> None:
     engine: Embedder = SerialEngine(
-        "m", thread, lambda: EmbeddingModel.load(build_random_embedder(tmp_path / "m"), 512)
+        "m", threads.short_steps, lambda: EmbeddingModel.load(build_random_embedder(tmp_path / "m"), 512)
     )
     with pytest.raises(EngineUnavailable):
         engine.submit(EmbeddingJob(("x",)))
@@ -170,11 +169,11 @@ async def test_closing_ends_what_waits(tmp_path: Path, thread: MlxThread) -> Non
     assert engine.state == "loading"
 
 
-async def test_a_folder_with_an_unknown_pooling_is_rejected(tmp_path: Path, thread: MlxThread) -> None:
+async def test_a_folder_with_an_unknown_pooling_is_rejected(tmp_path: Path, threads: Threads) -> None:
     folder = inspect(build_random_embedder(tmp_path / "m", pooling="weightedmean_tokens"))
     assert folder.kind == EMBEDDING
     with pytest.raises(ModelRejected, match="only cls, mean and lasttoken"):
-        await engine_for(folder, thread, 4).start()
+        await engine_for(folder, threads, 4).start()
 
 
 def test_a_folder_without_pooling_is_a_text_model(tmp_path: Path) -> None:
