@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ModelRejected
-from domain.kinds import EMBEDDING, TEXT, TRANSCRIPTION, ModelKind
+from domain.kinds import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
 
 POOLING_CONFIG = Path("1_Pooling") / "config.json"
 """Where sentence-transformers says how a model's states become one vector: only embedding models have it."""
@@ -30,6 +30,7 @@ _FINGERPRINTED_NAMES = frozenset(
         "quantize_config.json",
     )
 )
+_IMAGE_PARTS = ("transformer", "text_encoder", "vae")
 _WHISPER_WEIGHTS = ("weights.safetensors", "weights.npz")
 _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 _CONTEXT_MEMBERS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "model_max_length")
@@ -87,6 +88,8 @@ def inspect(path: Path) -> ModelFolder:
         raise ModelRejected(f"{path} is not a folder. Give --model the folder that holds the model's config.json.")
     if (found := _FORBIDDEN_IN_IDS.search(path.name)) is not None:
         raise ModelRejected(f"{path}: a model's name must not hold {found.group()!r}. Rename the folder.")
+    if all((path / part).is_dir() for part in _IMAGE_PARTS):
+        return _inspect_image_model(path)
     config, members = _read_config(path)
     kind = _kind(path, config)
     _check_complete(path, kind)
@@ -94,7 +97,7 @@ def inspect(path: Path) -> ModelFolder:
         kind=kind,
         id=path.name,
         path=path,
-        size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES),
+        size_bytes=sum(file.stat().st_size for file in _weights_in(path)),
         model_type=config.model_type,
         quantization=_quantization(path, config),
         context_length=_context_length(members),
@@ -106,11 +109,8 @@ def fingerprint(path: Path) -> str:
 
     Reads every weight file once, so this takes seconds for each ten gigabytes.
     """
-    files = [
-        file
-        for file in path.iterdir()
-        if file.is_file() and (file.suffix in _WEIGHT_SUFFIXES or file.name in _FINGERPRINTED_NAMES)
-    ]
+    described = [file for file in path.iterdir() if file.is_file() and file.name in _FINGERPRINTED_NAMES]
+    files = {*_weights_in(path), *described}
     combined = hashlib.sha256()
     for file in sorted(files, key=lambda file: str(file).encode()):
         with file.open("rb") as content:
@@ -134,6 +134,33 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, object]]:
     if config.model_file:
         raise ModelRejected(f"{file} asks to run the model's own code, which is never done. Choose another model.")
     return config, members
+
+
+def _inspect_image_model(path: Path) -> ModelFolder:
+    empty = [part for part in _IMAGE_PARTS if not any((path / part).glob("*.safetensors"))]
+    if empty:
+        raise ModelRejected(f"{path / empty[0]} has no weights (*.safetensors). Download the model again.")
+    return ModelFolder(
+        id=path.name,
+        path=path,
+        size_bytes=sum(file.stat().st_size for file in _weights_in(path)),
+        model_type="flux2",
+        quantization=_quantization(path, _Config()),
+        context_length=0,
+        kind=IMAGE,
+    )
+
+
+def _weights_in(path: Path) -> list[Path]:
+    """The weight files of a folder; those of an image model lie a folder deeper."""
+    folders = (path, *(path / part for part in _IMAGE_PARTS))
+    return [
+        file
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix in _WEIGHT_SUFFIXES
+    ]
 
 
 def _kind(path: Path, config: _Config) -> ModelKind:

@@ -14,6 +14,7 @@ from api.consumer import (
     completions,
     embeddings,
     generations,
+    images,
     keys,
     messages,
     models,
@@ -34,7 +35,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    media = (embeddings, transcriptions)
+    media = (embeddings, images, transcriptions)
     consumers = (*dialects, *media, models, pricing, keys, payments, generations)
     parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):

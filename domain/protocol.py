@@ -314,6 +314,11 @@ def _without_values(error: Exception) -> str:
     return f"unknown message or value{text[text.rfind(' - at') :]}" if text.startswith("Invalid value") else text
 
 
+def billed_pixels(width: int, height: int) -> int:
+    """What one image counts for: its pixels, and at least those of 1024x1024."""
+    return max(1_048_576, width * height)
+
+
 def response_hash_input(job_id: str, completion_tokens: int) -> bytes:
     """The bytes that stand before the answer's text under the response hash (provider protocol, section 6).
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from agent.dialects import embeddings, transcriptions
+from agent.dialects import embeddings, images, transcriptions
 from agent.dialects.task import Task
-from domain.kinds import EMBEDDING, TRANSCRIPTION
+from domain.kinds import EMBEDDING, IMAGE, TRANSCRIPTION
 from domain.protocol import ENDPOINTS
 
 
@@ -20,6 +20,7 @@ _addressed = msgspec.json.Decoder(_Addressed)
 
 _PARSERS: Mapping[str, Callable[[bytes], Task]] = {
     ENDPOINTS[EMBEDDING]: embeddings.parse,
+    ENDPOINTS[IMAGE]: images.parse,
     ENDPOINTS[TRANSCRIPTION]: transcriptions.parse,
 }
 

@@ -44,17 +44,31 @@ def engine_for(folder: ModelFolder, threads: Threads, max_concurrent: int) -> En
     match folder.kind:
         case "embedding":
             return SerialEngine(folder.id, thread, lambda: EmbeddingModel.load(path, context_length))
+        case "image":
+            return SerialEngine(folder.id, thread, lambda: _image_model(path))
         case "transcription":
             return SerialEngine(folder.id, thread, lambda: _speech_model(path))
         case _:
             return TextEngine(path, thread, context_length=context_length, max_concurrent=max_concurrent)
 
 
+def _image_model(path: Path) -> Model[Any, Any]:
+    try:
+        from agent.engine.images import ImageModel
+    except ModuleNotFoundError as error:
+        raise _not_installed(path, error) from None
+    return ImageModel.load(path)
+
+
 def _speech_model(path: Path) -> Model[Any, Any]:
     try:
         from agent.engine.speech import SpeechModel
     except ModuleNotFoundError as error:
-        raise ModelRejected(
-            f"{path} is a speech model, and {error.name} is not installed. Install darkbloom[speech]."
-        ) from None
+        raise _not_installed(path, error) from None
     return SpeechModel.load(path)
+
+
+def _not_installed(path: Path, error: ModuleNotFoundError) -> ModelRejected:
+    return ModelRejected(
+        f"{path} needs {error.name}, which is not installed. Install darkbloom[media], or see how to serve media."
+    )

@@ -48,6 +48,26 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageJob:
+    """``count`` images of ``width`` times ``height`` pixels; without a seed they are drawn anew each time."""
+
+    prompt: str = field(repr=False)
+    count: int
+    width: int
+    height: int
+    negative_prompt: str | None = field(default=None, repr=False)
+    steps: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The next image, as PNG."""
+
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Used:
     """The last word of a job that makes media: what it counts for. ``units`` are pixels or milliseconds of sound."""
 

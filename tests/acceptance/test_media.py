@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
 from collections.abc import Generator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from agent.testing.tiny_embedder import DIMENSIONS, build_random_embedder
+from agent.testing.tiny_flux import build_random_flux
 from agent.testing.tiny_whisper import build_random_whisper, sine_wav
 from tests.support.processes import Coordinator, Key, Process, agent, eventually
 
 EMBEDDER = "tiny-embedder"
 WHISPER = "tiny-whisper"
+FLUX = "tiny-flux"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,14 @@ def whisper(up: Coordinator, key: Key, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("whisper")
     with agent(folder, up.url, build_random_whisper(folder / WHISPER)) as process:
         eventually(lambda: WHISPER in up.models(key.secret), "the agent to be routable")
+        yield process
+
+
+@pytest.fixture(scope="module")
+def painter(up: Coordinator, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Generator[Process, None, None]:
+    folder = tmp_path_factory.mktemp("painter")
+    with agent(folder, up.url, build_random_flux(folder / FLUX), module="agent.testing.tiny_flux") as process:
+        eventually(lambda: FLUX in up.models(key.secret), "the agent to be routable")
         yield process
 
 
@@ -202,6 +215,82 @@ class TestTranscriptions:
         with pytest.raises(openai.APIStatusError) as caught:
             patient.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sound + b"x"))
         assert (caught.value.status_code, caught.value.code) == (413, "payload_too_large")
+
+
+@pytest.mark.usefixtures("painter")
+class TestImages:
+    def test_images_are_paid_when_they_are_there_and_fetched_by_their_url(
+        self, up: Coordinator, key: Key, client: openai.OpenAI
+    ) -> None:
+        before = up.books.balance(key.account_id)[0]
+        raw = client.images.with_raw_response.generate(
+            model=FLUX, prompt="a red house", n=2, size="64x48", extra_body={"steps": 1, "seed": 3}
+        )
+        answer = raw.parse()
+
+        assert answer.data is not None
+        assert len(answer.data) == 2
+        assert raw.headers["x-provider-encrypted"] == "true"
+        found = client.get(f"/generations/{raw.headers['x-inference-job-id']}", cast_to=object)
+        assert (found["unit"], found["units"], found["cost_micro_usd"]) == ("pixel", 2 * 1_048_576, 3_000)  # type: ignore[index]
+        assert up.books.balance(key.account_id) == (before - 3_000, 0, 0)  # type: ignore[operator]
+        up.books.require_balanced()
+
+        url = answer.data[0].url
+        assert url is not None
+        fetched = httpx.get(url)
+        assert (fetched.status_code, fetched.headers["content-type"]) == (200, "image/png")
+        assert fetched.headers["cache-control"] == "private, no-store"
+        assert fetched.content[16:24] == struct.pack(">II", 64, 48)
+        for broken in (
+            url.replace("exp=", "exp=9"),
+            url[:-1] + ("0" if url[-1] != "0" else "1"),
+            url.partition("?")[0],
+        ):
+            assert httpx.get(broken).status_code == 404
+
+    def test_an_image_in_the_answer_is_the_one_of_its_seed(self, client: openai.OpenAI) -> None:
+        def ask() -> str | None:
+            answer = client.images.generate(
+                model=FLUX,
+                prompt="a red house",
+                size="32x32",
+                response_format="b64_json",
+                extra_body={"steps": 1, "seed": 3},
+            )
+            assert answer.data is not None
+            return answer.data[0].b64_json
+
+        first = ask()
+        assert first is not None
+        assert base64.b64decode(first).startswith(b"\x89PNG")
+        assert ask() == first
+
+    @pytest.mark.parametrize(
+        ("members", "param"),
+        [
+            ({"prompt": ""}, "prompt"),
+            ({"prompt": "x" * 4_001}, "prompt"),
+            ({"n": 5}, "n"),
+            ({"size": "4096x64"}, "size"),
+            ({"size": "big"}, "size"),
+            ({"output_format": "webp"}, "output_format"),
+            ({"extra_body": {"steps": 51}}, "steps"),
+            ({"extra_body": {"response_format": "file"}}, "response_format"),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_by_name(
+        self, client: openai.OpenAI, members: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.generate(**{"model": FLUX, "prompt": "x", **members})
+        assert caught.value.param == param
+
+    def test_what_the_engine_refuses_costs_nothing(self, up: Coordinator, key: Key, client: openai.OpenAI) -> None:
+        before = up.books.balance(key.account_id)
+        with pytest.raises(openai.BadRequestError):
+            client.images.generate(model=FLUX, prompt="x", size="32x32", extra_body={"negative_prompt": "y"})
+        assert up.books.balance(key.account_id) == before
 
 
 def test_an_account_without_money_is_refused_before_anything_is_asked(up: Coordinator) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import agent
 
-TESTING = ("testing/tiny_model.py", "testing/tiny_whisper.py")
+TESTING = ("testing/tiny_flux.py", "testing/tiny_model.py", "testing/tiny_whisper.py")
 
 ALLOWED = {
     "agent",
@@ -17,6 +17,7 @@ ALLOWED = {
     "cryptography",
     "domain.kinds",
     "domain.protocol",
+    "mflux",
     "mlx",
     "mlx_lm",
     "mlx_whisper",
@@ -60,6 +61,6 @@ def test_only_the_seams_import_mlx() -> None:
     users = {
         str(file.relative_to(root))
         for file in root.rglob("*.py")
-        if any(name.split(".")[0] in ("mlx", "mlx_lm", "mlx_whisper") for name in imported(file))
+        if any(name.split(".")[0] in ("mlx", "mlx_lm", "mlx_whisper", "mflux") for name in imported(file))
     }
-    assert users == {"engine/mlx.py", "engine/embeddings.py", "engine/speech.py", *TESTING}
+    assert users == {"engine/mlx.py", "engine/embeddings.py", "engine/images.py", "engine/speech.py", *TESTING}
