@@ -17,7 +17,7 @@ def length_ms(content: bytes) -> int | None:
     """Milliseconds, rounded up; None when nobody can tell. Whatever the bytes are, this returns."""
     try:
         seconds = _length(content)
-    except (struct.error, ZeroDivisionError, IndexError, OverflowError):
+    except (struct.error, ArithmeticError, IndexError, ValueError):
         return None
     return None if seconds is None else max(1, -int(-seconds * 1000 // 1))
 

@@ -23,6 +23,7 @@ DEFAULT_MODEL = "whisper-1"
 ASSUMED_BYTES_PER_SECOND = 16_000
 """What a second of sound takes whose headers do not say how long it is."""
 
+MINUTES_MAX = 120
 PROMPT_CHARACTERS_MAX = 4_000
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -70,11 +71,14 @@ def parse_transcription(form: Json) -> TranscriptionRequest:
             raise InvalidRequest(f"'{name}' is not supported here; leave it out.", param=name)
     if any(one != "segment" for one in form.get("timestamp_granularities") or []):
         raise InvalidRequest("Only 'segment' timestamps are made.", param="timestamp_granularities")
+    stated_ms = length_ms(sound)
+    if stated_ms is not None and stated_ms > MINUTES_MAX * 60_000:
+        raise InvalidRequest(f"The sound is longer than {MINUTES_MAX} minutes; cut it into parts.", param="file")
     return TranscriptionRequest(
         model="" if model == DEFAULT_MODEL else model,
         sound=sound,
         audio_format=audio_format,
-        stated_ms=length_ms(sound),
+        stated_ms=stated_ms,
         response_format=cast("ResponseFormat", response_format),
         language=_language(form.get("language")),
         prompt=_prompt(form.get("prompt")),

@@ -28,8 +28,9 @@ def key(up: Coordinator) -> Key:
 
 
 @pytest.fixture
-def client(up: Coordinator, key: Key) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0)
+def client(up: Coordinator, key: Key) -> Generator[openai.OpenAI, None, None]:
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -201,19 +202,18 @@ class TestTranscriptions:
             client.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sine_wav(1)[:40]))
         assert up.books.balance(key.account_id) == before
 
-    def test_the_largest_file_goes_through_and_a_larger_one_is_refused(self, up: Coordinator, key: Key) -> None:
-        patient = openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0)
+    def test_the_largest_file_goes_through_and_a_larger_one_is_refused(self, client: openai.OpenAI) -> None:
         second = sine_wav(1.0, rate=48_000, channels=2)[44:]
         size = 25 * 1024 * 1024
         data = (second * (size // len(second) + 1))[: size - 44]
         head = sine_wav(1.0, rate=48_000, channels=2)[:44]
         sound = head[:40] + len(data).to_bytes(4, "little") + data
-        answer = patient.audio.transcriptions.create(
+        answer = client.audio.transcriptions.create(
             model=WHISPER, file=("tone.wav", sound), language="en", temperature=0
         )
         assert answer.usage.seconds == pytest.approx(len(data) / 192_000, abs=0.01)  # type: ignore[union-attr]
         with pytest.raises(openai.APIStatusError) as caught:
-            patient.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sound + b"x"))
+            client.audio.transcriptions.create(model=WHISPER, file=("tone.wav", sound + b"x"))
         assert (caught.value.status_code, caught.value.code) == (413, "payload_too_large")
 
 
@@ -294,7 +294,13 @@ class TestImages:
 
 
 def test_an_account_without_money_is_refused_before_anything_is_asked(up: Coordinator) -> None:
-    poor = openai.OpenAI(base_url=f"{up.url}/v1", api_key=up.books.open_account(0).secret, max_retries=0)
-    with pytest.raises(openai.APIStatusError) as caught:
-        poor.embeddings.create(model="Qwen3-Embedding-0.6B-8bit", input="x")
-    assert caught.value.status_code == 402
+    secret = up.books.open_account(0).secret
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key=secret, max_retries=0) as poor:
+        for ask in (
+            lambda: poor.embeddings.create(model="Qwen3-Embedding-0.6B-8bit", input="x"),
+            lambda: poor.images.generate(prompt="x"),
+            lambda: poor.audio.transcriptions.create(model="whisper-1", file=("tone.wav", sine_wav(0.1))),
+        ):
+            with pytest.raises(openai.APIStatusError) as caught:
+                ask()
+            assert caught.value.status_code == 402
