@@ -17,10 +17,13 @@ from adapters.postgres import credentials
 from api.app import make_app
 from api.openapi.routes import document
 from domain.catalog import Catalog
+from domain.kinds import TEXT
+from domain.protocol import ENDPOINTS
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
 METHODS = ("get", "post", "put", "patch", "delete")
+MEDIA_MODELS = [model for model in Catalog.built_in(development=True).active() if model.kind != TEXT]
 NOT_FOR_CLIENTS = (
     "/internal/",
     "/openapi.json",
@@ -46,7 +49,7 @@ def examples() -> list[tuple[str, str, dict[str, Any]]]:
         (path, name, example["value"])
         for method, path, operation in operations()
         if method == "post"
-        for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
+        for name, example in operation["requestBody"]["content"].get("application/json", {}).get("examples", {}).items()
     ]
 
 
@@ -83,11 +86,15 @@ def secret(up: Coordinator) -> str:
 @pytest.mark.parametrize(
     ("path", "name", "body"), examples(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_an_example_runs(
+async def test_an_example_runs(
     up: Coordinator, real_agent: Process, secret: str, path: str, name: str, body: dict[str, Any]
 ) -> None:
-    with up.client(secret) as client:
-        answer = client.post(path, json=body)
+    async with AsyncExitStack() as machines:
+        for model in MEDIA_MODELS:
+            if path == ENDPOINTS[model.kind]:
+                await machines.enter_async_context(Machine(up.url, model=model.id, kind=model.kind).connected())
+        with up.client(secret) as client:
+            answer = await asyncio.to_thread(client.post, path, json=body)
     assert answer.status_code == 200, answer.text
     kind = answer.headers["content-type"]
     assert kind == ("text/event-stream" if body.get("stream") else "application/json")
@@ -105,7 +112,7 @@ async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():
-            await machines.enter_async_context(Machine(up.url, model=model.id).connected())
+            await machines.enter_async_context(Machine(up.url, model=model.id, kind=model.kind).connected())
         done = await asyncio.to_thread(
             subprocess.run, [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -194,7 +195,5 @@ class TestForms:
 
     @given(st.binary(max_size=300))
     async def test_no_bytes_break_it(self, raw: bytes) -> None:
-        try:
-            await read_form(post(b"--b\r\n" + raw), LIMIT)
-        except InvalidRequest as refused:
-            assert refused.http_status in (400, 413)
+        with contextlib.suppress(InvalidRequest):
+            assert isinstance(await read_form(post(b"--b\r\n" + raw), LIMIT), dict)
