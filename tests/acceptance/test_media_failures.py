@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from domain.kinds import EMBEDDING, IMAGE, TRANSCRIPTION, ModelKind
-
-from tests.integration.test_credentials.py tests.acceptance.test_three_processes import everything_stored
+from tests.acceptance.test_three_processes import everything_stored
 from tests.support.machine import Job, Machine, make_at_once, png, send_image
 from tests.support.processes import Coordinator, Key, eventually
 
