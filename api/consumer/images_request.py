@@ -22,6 +22,19 @@ DEFAULT_SIZE = "1024x1024"
 
 Json = dict[str, Any]
 
+_ONLY: Json = {
+    "stream": False,
+    "partial_images": 0,
+    "output_format": "png",
+    "output_compression": 100,
+    "moderation": "auto",
+    "complexity": None,
+    "frame_count": 1,
+    "frame_duration_ms": None,
+    "svg": False,
+}
+"""Members that may only ask for nothing. Hints such as quality and style are taken and not used."""
+
 _SIZE = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 
 
@@ -52,9 +65,9 @@ def parse_images(body: Json) -> ImagesRequest:
     prompt = _text("prompt", body.get("prompt"))
     if prompt is None:
         raise InvalidRequest("'prompt' must say what the image is to show.", param="prompt")
-    for name, neutral in (("stream", False), ("output_format", "png")):
+    for name, neutral in _ONLY.items():
         if body.get(name) not in (None, neutral):
-            raise InvalidRequest(f"'{name}' can only be {neutral!r} here; leave it out.", param=name)
+            raise InvalidRequest(f"'{name}' is not supported here; leave it out.", param=name)
     if body.get("response_format") not in (None, "url", "b64_json"):
         raise InvalidRequest("'response_format' must be 'url' or 'b64_json'.", param="response_format")
     width, height = _size(body.get("size"))

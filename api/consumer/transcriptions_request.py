@@ -30,7 +30,16 @@ ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Json = dict[str, Any]
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
-_ONLY = {"stream": "false", "chunking_strategy": "", "include": []}
+_ONLY = {
+    "stream": "false",
+    "chunking_strategy": "",
+    "include": [],
+    "keywords": [],
+    "known_speaker_names": [],
+    "known_speaker_references": [],
+    "languages": [],
+}
+"""Parts that may only ask for nothing."""
 
 
 class TranscriptionRequest(msgspec.Struct, frozen=True):
