@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from api.consumer.admission import Bounds
-from api.consumer.chat_request import model_in
+from api.consumer.chat_request import model_in, whole_number
 from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest
 from domain.kinds import EMBEDDING
@@ -34,11 +34,7 @@ def parse_embeddings(body: Json) -> EmbeddingsRequest:
     """Raises InvalidRequest, with ``param`` naming the member at fault."""
     model = model_in(body)
     texts = _texts(body.get("input"))
-    dimensions = body.get("dimensions")
-    if dimensions is not None and (
-        not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= DIMENSIONS_MAX
-    ):
-        raise InvalidRequest(f"'dimensions' must be a whole number from 1 to {DIMENSIONS_MAX}.", param="dimensions")
+    dimensions = whole_number("dimensions", body.get("dimensions"), 1, DIMENSIONS_MAX)
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise InvalidRequest("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")

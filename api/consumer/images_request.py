@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from api.consumer.admission import Bounds
+from api.consumer.chat_request import whole_number
 from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest
 from domain.kinds import IMAGE
@@ -74,12 +75,12 @@ def parse_images(body: Json) -> ImagesRequest:
     return ImagesRequest(
         model=model or "",
         prompt=prompt,
-        count=_whole("n", body.get("n"), 1, IMAGES_MAX) or 1,
+        count=whole_number("n", body.get("n"), 1, IMAGES_MAX) or 1,
         width=width,
         height=height,
         negative_prompt=_text("negative_prompt", body.get("negative_prompt")),
-        steps=_whole("steps", body.get("steps"), 1, STEPS_MAX),
-        seed=_whole("seed", body.get("seed"), 0, 2**63 - 1),
+        steps=whole_number("steps", body.get("steps"), 1, STEPS_MAX),
+        seed=whole_number("seed", body.get("seed"), 0, 2**63 - 1),
         as_base64=body.get("response_format") == "b64_json",
     )
 
@@ -90,15 +91,6 @@ def _text(name: str, found: Any) -> str | None:
     if not isinstance(found, str) or not 1 <= len(found) <= PROMPT_CHARACTERS_MAX:
         raise InvalidRequest(f"'{name}' must be a text of 1 to {PROMPT_CHARACTERS_MAX} characters.", param=name)
     return found
-
-
-def _whole(name: str, found: Any, low: int, high: int) -> int | None:
-    if found is None:
-        return None
-    whole = isinstance(found, int | float) and not isinstance(found, bool) and found == found // 1
-    if not whole or not low <= found <= high:
-        raise InvalidRequest(f"'{name}' must be a whole number from {low} to {high}.", param=name)
-    return int(found)
 
 
 def _size(found: Any) -> tuple[int, int]:

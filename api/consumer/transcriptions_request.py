@@ -17,6 +17,7 @@ from domain.kinds import TRANSCRIPTION
 from domain.protocol import ENDPOINTS
 
 FORMATS = frozenset({"flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "ogg", "wav", "webm"})
+DEFAULT_FORMAT = "wav"
 DEFAULT_MODEL = "whisper-1"
 """The name by which the packages ask for the network's own speech model."""
 
@@ -68,9 +69,6 @@ def parse_transcription(form: Json) -> TranscriptionRequest:
     if not isinstance(model, str) or not model:
         raise InvalidRequest("'model' must name a model, such as whisper-1.", param="model")
     suffix = PurePosixPath(form["file_name"]).suffix.removeprefix(".").lower()
-    audio_format = suffix or "wav"
-    if audio_format not in FORMATS:
-        raise InvalidRequest(f"The file's name must end in one of {', '.join(sorted(FORMATS))}.", param="file")
     response_format = form.get("response_format") or "json"
     if response_format not in get_args(ResponseFormat):
         known = ", ".join(get_args(ResponseFormat))
@@ -86,7 +84,7 @@ def parse_transcription(form: Json) -> TranscriptionRequest:
     return TranscriptionRequest(
         model="" if model == DEFAULT_MODEL else model,
         sound=sound,
-        audio_format=audio_format,
+        audio_format=suffix if suffix in FORMATS else DEFAULT_FORMAT,
         stated_ms=stated_ms,
         response_format=cast("ResponseFormat", response_format),
         language=_language(form.get("language")),

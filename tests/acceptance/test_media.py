@@ -178,7 +178,6 @@ class TestTranscriptions:
     @pytest.mark.parametrize(
         ("members", "param"),
         [
-            ({"file": ("tone.exe", b"RIFF")}, "file"),
             ({"language": "English"}, "language"),
             ({"response_format": "docx"}, "response_format"),
             ({"temperature": 7}, "temperature"),

@@ -112,13 +112,18 @@ class TestBodies:
         assert caught.value.param == param
 
     @pytest.mark.parametrize(
+        ("name", "expected"), [("a.MP3", "mp3"), ("a", "wav"), ("", "wav"), ("a.b/c.txt", "wav"), (".webm", "wav")]
+    )
+    def test_the_name_of_a_file_tells_its_format(self, name: str, expected: str) -> None:
+        assert parse_transcription({"file": b"x", "file_name": name, "model": "m"}).audio_format == expected
+
+    @pytest.mark.parametrize(
         ("form", "param"),
         [
             ({}, "file"),
             ({"file": "a text"}, "file"),
             ({"file": b""}, "file"),
             ({"model": None}, "model"),
-            ({"file_name": "a.txt"}, "file"),
             ({"language": ["en"]}, "language"),
             ({"temperature": "nan"}, "temperature"),
             ({"temperature": ["1"]}, "temperature"),
