@@ -15,14 +15,15 @@ import pytest
 
 from agent.engine import sound
 from agent.engine.choice import Threads, engine_for
+from agent.engine.job import ChatJob, ChatMessage, Piece, Sampling
 from agent.engine.media import SpeechJob, Transcript, Used
 from agent.engine.serial import SerialEngine
 from agent.engine.sound import SAMPLE_RATE, samples_of
 from agent.errors import EngineFailed, FormatNotServed, JobRefused, ModelRejected
 from agent.models import inspect
+from agent.testing.tiny_model import build_reciting_model
 from agent.testing.tiny_whisper import build_random_whisper, sine_wav
 from domain.kinds import TRANSCRIPTION
-from tests.conftest import missing_service
 
 CANARY = "canary-7147"
 
@@ -133,6 +134,26 @@ def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
         inspect(folder)
 
 
+async def test_text_goes_on_while_a_sound_is_heard(tmp_path: Path, threads: Threads, engine: Listener) -> None:
+    """The two threads that make MLX calls do not get in each other's way."""
+    script = [f" word{number}".encode() for number in range(20)]
+    folder = build_reciting_model(tmp_path / "endless", script, endless=True, context_length=100_000)
+    text = engine_for(inspect(folder), threads, 4)
+    await text.start()
+    chat = ChatJob((ChatMessage("user", "go on"),), 2_000, Sampling(temperature=0))
+
+    async def read() -> str:
+        return "".join([event.text async for event in text.submit(chat) if isinstance(event, Piece)])
+
+    alone = await read()
+    job = SpeechJob(sine_wav(10), "wav", language="en", temperature=0)
+    said, first = await asyncio.gather(read(), heard(engine, job))
+    again, _ = await heard(engine, job)
+    text.close()
+    assert said == alone
+    assert first[0] == again
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +214,7 @@ class TestFfmpeg:
     @pytest.fixture(autouse=True)
     def ffmpeg(self) -> None:
         if shutil.which("ffmpeg") is None:
-            missing_service("ffmpeg")
+            pytest.skip("ffmpeg is not installed")
 
     def test_it_reads_what_is_no_plain_wav(self) -> None:
         content = sine_wav(0.5)
