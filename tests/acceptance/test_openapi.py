@@ -18,7 +18,7 @@ from api.app import make_app
 from api.openapi.routes import document
 from domain.catalog import Catalog
 from domain.kinds import TEXT
-from domain.protocol import ENDPOINTS
+from domain.protocol import ENDPOINTS, HEARTBEAT_INTERVAL_SECONDS
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
@@ -105,6 +105,13 @@ def test_the_document_is_served_to_everybody(up: Coordinator) -> None:
         assert client.get("/openapi.json").json() == document()
 
 
+async def _beat(machine: Machine) -> None:
+    """Keep a machine connected for longer than the coordinator waits for a sign of life."""
+    while True:
+        await asyncio.sleep(HEARTBEAT_INTERVAL_SECONDS)
+        await machine.heartbeat()
+
+
 @pytest.mark.timeout(900)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
@@ -112,7 +119,9 @@ async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():
-            await machines.enter_async_context(Machine(up.url, model=model.id, kind=model.kind).connected())
+            machine = Machine(up.url, model=model.id, kind=model.kind)
+            beating = asyncio.create_task(_beat(await machines.enter_async_context(machine.connected())))
+            machines.callback(beating.cancel)
         done = await asyncio.to_thread(
             subprocess.run, [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )
