@@ -12,6 +12,7 @@ AgentError
 └── JobError               one request fails; carries the status of its ``inference_error``
     ├── JobRefused         400
     ├── ModelNotServed     404
+    ├── FormatNotServed    404
     ├── EngineFailed       500
     ├── EngineBusy         503
     ├── EngineUnavailable  503
@@ -91,6 +92,12 @@ class JobRefused(JobError):
 
 class ModelNotServed(JobError):
     """This machine does not serve the requested model."""
+
+    status_code = 404
+
+
+class FormatNotServed(JobError):
+    """This machine cannot read sound of this format, only plain WAV."""
 
     status_code = 404
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from typing import Any
 
 from adapters.crypto.box import SealedChannel, SealingError
-from agent.dialects import chat_request
+from agent.dialects import chat_request, media
 from agent.dialects.chat_answer import Answer, StreamedAnswer, WholeAnswer
-from agent.engine.generation import Generation
+from agent.dialects.task import Task
+from agent.engine.engine import Running
 from agent.engine.job import ChoiceEnd, Finished, Piece
+from agent.engine.media import Used
 from agent.errors import EngineFailed, JobError, JobRefused
 from agent.log import describe
 from agent.machine import Machine
@@ -35,7 +38,7 @@ class Job:
         self._encrypted_body = request.encrypted_body
         self._machine = machine
         self._outbox = outbox
-        self._generation: Generation | None = None
+        self._generation: Running[Any] | None = None
         self._transcript = bytearray()
         self._delivered: dict[int, Piece] = {}
         self._cancelled = False
@@ -62,7 +65,12 @@ class Job:
             self._generation.cancel()
 
     async def _run(self) -> bool:
-        channel, request = self._open()
+        channel, body = self._open()
+        if (task := media.task_in(body)) is not None:
+            return await self._run_task(channel, task)
+        return await self._run_chat(channel, chat_request.parse(body))
+
+    async def _run_chat(self, channel: SealedChannel, request: chat_request.ChatRequest) -> bool:
         slot = self._machine.slot(request.model)
         if self._cancelled:
             return False
@@ -89,7 +97,27 @@ class Job:
                 await self._complete(_usage(event, event.completion_tokens, event.reasoning_tokens))
         return True
 
-    def _open(self) -> tuple[SealedChannel, chat_request.ChatRequest]:
+    async def _run_task(self, channel: SealedChannel, task: Task) -> bool:
+        """What is not a chat: all of it counts, or none."""
+        slot = self._machine.slot(task.model, task.kind)
+        if self._cancelled:
+            return False
+        work = self._generation = slot.engine.submit(task.job)
+        self._outbox.control(protocol.InferenceAccepted(self.id))
+        self._machine.active_model = task.model
+        used: Used | None = None
+        async for event in work:
+            if isinstance(event, Used):
+                used = event
+                continue
+            for text in task.render(event):
+                await self._send(channel, text)
+        if used is None:
+            return False
+        await self._complete(protocol.Usage(used.prompt_tokens, 0, units=used.units))
+        return True
+
+    def _open(self) -> tuple[SealedChannel, bytes]:
         sealed = self._encrypted_body
         if sealed is None:
             raise JobRefused("the request is not encrypted")
@@ -99,7 +127,7 @@ class Job:
         except SealingError:
             raise JobRefused("the request cannot be decrypted") from None
         self._encrypted_body = None
-        return channel, chat_request.parse(body)
+        return channel, body
 
     async def _send(self, channel: SealedChannel, text: bytes) -> None:
         if len(text) > _CHUNK_BYTES_MAX:

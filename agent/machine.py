@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from agent import metrics
 from agent.attestation import answer_challenge, build_attestation
 from agent.auth_token import read_auth_token
 from agent.engine import mlx
+from agent.engine.engine import Engine
 from agent.engine.job import Throughput
-from agent.engine.text import TextEngine
 from agent.errors import ModelNotServed
 from agent.identity import Identity
 from agent.posture import Hardening, Posture, measure
 from agent.version import agent_version
 from domain import protocol
+from domain.kinds import TEXT, ModelKind
 
 BACKEND = "inprocess-mlx"
 
@@ -26,10 +28,11 @@ _SLOT_STATES = {"loading": "reloading", "ready": "running", "reloading": "reload
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One served model with its engine; ``throughput`` is what its warm-up measured."""
+    """One served model with its engine, which takes jobs of the model's kind; ``throughput`` is what its warm-up
+    measured."""
 
     offered: protocol.OfferedModel
-    engine: TextEngine
+    engine: Engine[Any, Any]
     throughput: Throughput
 
 
@@ -50,14 +53,14 @@ class Machine:
     tokens_generated: int = 0
     active_model: str | None = None
 
-    def slot(self, model_id: str) -> Slot:
-        """The slot of exactly this id.
+    def slot(self, model_id: str, kind: ModelKind = TEXT) -> Slot:
+        """The slot of exactly this id, with an engine of this kind.
 
         Raises:
             ModelNotServed: there is none.
         """
         slot = self.slots.get(model_id)
-        if slot is None:
+        if slot is None or slot.offered.kind != kind:
             raise ModelNotServed()
         return slot
 
@@ -69,7 +72,8 @@ class Machine:
     def register(self) -> protocol.Register:
         """The first message of a connection; measures the posture, so it may block for a moment."""
         posture = measure()
-        primary = next(iter(self.slots.values()))
+        slots = self.slots.values()
+        primary = next((slot for slot in slots if slot.offered.kind == TEXT), next(iter(slots)))
         return protocol.Register(
             hardware=self.hardware,
             models=tuple(slot.offered for slot in self.slots.values()),

@@ -13,6 +13,10 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ModelRejected
+from domain.kinds import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
+
+POOLING_CONFIG = Path("1_Pooling") / "config.json"
+"""Where sentence-transformers says how a model's states become one vector: only embedding models have it."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin")
 _FINGERPRINTED_NAMES = frozenset(
@@ -26,6 +30,8 @@ _FINGERPRINTED_NAMES = frozenset(
         "quantize_config.json",
     )
 )
+_IMAGE_PARTS = ("transformer", "text_encoder", "vae")
+_WHISPER_WEIGHTS = ("weights.safetensors", "weights.npz")
 _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 _CONTEXT_MEMBERS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "model_max_length")
 
@@ -68,10 +74,11 @@ class ModelFolder:
     model_type: str
     quantization: str
     context_length: int
+    kind: ModelKind = TEXT
 
 
 def inspect(path: Path) -> ModelFolder:
-    """Check that ``path`` holds everything that a text model needs, and read its facts.
+    """Check that ``path`` holds everything that a model of its kind needs, and read its facts.
 
     Raises:
         ModelRejected: something is missing or not served; the message says what, where, and what to do.
@@ -81,12 +88,16 @@ def inspect(path: Path) -> ModelFolder:
         raise ModelRejected(f"{path} is not a folder. Give --model the folder that holds the model's config.json.")
     if (found := _FORBIDDEN_IN_IDS.search(path.name)) is not None:
         raise ModelRejected(f"{path}: a model's name must not hold {found.group()!r}. Rename the folder.")
+    if all((path / part).is_dir() for part in _IMAGE_PARTS):
+        return _inspect_image_model(path)
     config, members = _read_config(path)
-    _check_complete(path)
+    kind = _kind(path, config)
+    _check_complete(path, kind)
     return ModelFolder(
+        kind=kind,
         id=path.name,
         path=path,
-        size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES),
+        size_bytes=sum(file.stat().st_size for file in _weights_in(path)),
         model_type=config.model_type,
         quantization=_quantization(path, config),
         context_length=_context_length(members),
@@ -98,11 +109,8 @@ def fingerprint(path: Path) -> str:
 
     Reads every weight file once, so this takes seconds for each ten gigabytes.
     """
-    files = [
-        file
-        for file in path.iterdir()
-        if file.is_file() and (file.suffix in _WEIGHT_SUFFIXES or file.name in _FINGERPRINTED_NAMES)
-    ]
+    described = [file for file in path.iterdir() if file.is_file() and file.name in _FINGERPRINTED_NAMES]
+    files = {*_weights_in(path), *described}
     combined = hashlib.sha256()
     for file in sorted(files, key=lambda file: str(file).encode()):
         with file.open("rb") as content:
@@ -128,10 +136,49 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, object]]:
     return config, members
 
 
-def _check_complete(path: Path) -> None:
+def _inspect_image_model(path: Path) -> ModelFolder:
+    empty = [part for part in _IMAGE_PARTS if not any((path / part).glob("*.safetensors"))]
+    if empty:
+        raise ModelRejected(f"{path / empty[0]} has no weights (*.safetensors). Download the model again.")
+    return ModelFolder(
+        id=path.name,
+        path=path,
+        size_bytes=sum(file.stat().st_size for file in _weights_in(path)),
+        model_type="flux2",
+        quantization=_quantization(path, _Config()),
+        context_length=0,
+        kind=IMAGE,
+    )
+
+
+def _weights_in(path: Path) -> list[Path]:
+    """The weight files of a folder; those of an image model lie a folder deeper."""
+    folders = (path, *(path / part for part in _IMAGE_PARTS))
+    return [
+        file
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix in _WEIGHT_SUFFIXES
+    ]
+
+
+def _kind(path: Path, config: _Config) -> ModelKind:
+    if config.model_type == "whisper":
+        return TRANSCRIPTION
+    return EMBEDDING if (path / POOLING_CONFIG).is_file() else TEXT
+
+
+def _check_complete(path: Path, kind: ModelKind) -> None:
     unfinished = sorted(file.name for file in path.glob("*.part"))
     if unfinished:
         raise ModelRejected(f"{path}: the download of {unfinished[0]} is not finished. Finish it first.")
+    if kind == TRANSCRIPTION:  # whose tokenizer comes with mlx-whisper
+        if not any((path / name).is_file() for name in _WHISPER_WEIGHTS):
+            raise ModelRejected(
+                f"{path} has no {' or '.join(_WHISPER_WEIGHTS)}. Download the model in the format of mlx-whisper."
+            )
+        return
     if not any(path.glob("model*.safetensors")):
         raise ModelRejected(f"{path} has no weights (model*.safetensors). Download the model again, in MLX format.")
     missing = sorted(name for name in _indexed_shards(path) if not (path / name).is_file())

@@ -7,8 +7,7 @@ import logging
 import os
 
 from agent import hardware, models
-from agent.engine.text import TextEngine
-from agent.engine.thread import MlxThread
+from agent.engine.choice import Threads, engine_for
 from agent.errors import AgentStopping
 from agent.files import private_directory
 from agent.identity import Identity, load_identity
@@ -36,16 +35,16 @@ def serve(settings: ServeSettings) -> int:
     hardening = harden(os.environ)
     identity = load_identity(settings.home)
     folders = [models.inspect(path) for path in settings.model_paths]
-    thread = MlxThread()
+    threads = Threads()
     try:
-        return asyncio.run(_serve(settings, identity, hardening, folders, thread))
+        return asyncio.run(_serve(settings, identity, hardening, folders, threads))
     finally:
-        thread.close()
+        threads.close()
         lock.release()
 
 
 async def _serve(
-    settings: ServeSettings, identity: Identity, hardening: Hardening, folders: list[ModelFolder], thread: MlxThread
+    settings: ServeSettings, identity: Identity, hardening: Hardening, folders: list[ModelFolder], threads: Threads
 ) -> int:
     guard_loop(asyncio.get_running_loop())
     shutdown = Shutdown(settings.drain_timeout_seconds)
@@ -62,7 +61,7 @@ async def _serve(
     slots: dict[str, Slot] = {}
     try:
         for folder in folders:
-            slots[folder.id] = await shutdown.unless_draining(load_slot(folder, thread, settings.max_concurrent))
+            slots[folder.id] = await shutdown.unless_draining(load_slot(folder, threads, settings.max_concurrent))
     except AgentStopping:
         _log.info("stopped while loading")
         return shutdown.exit_code
@@ -77,18 +76,18 @@ async def _serve(
     return shutdown.exit_code
 
 
-async def load_slot(folder: ModelFolder, thread: MlxThread, max_concurrent: int) -> Slot:
+async def load_slot(folder: ModelFolder, threads: Threads, max_concurrent: int) -> Slot:
     """Load a model, measure it, and take the fingerprint of its files.
 
     Raises:
         ModelRejected: the folder cannot be loaded or served.
     """
-    engine = TextEngine(folder.path, thread, context_length=folder.context_length, max_concurrent=max_concurrent)
+    engine = engine_for(folder, threads, max_concurrent)
     loop = asyncio.get_running_loop()
     began = loop.time()
     throughput = await engine.start()
     # On the MLX thread, which nothing else uses yet and which may be left behind when a signal comes now.
-    weight_hash = await asyncio.wrap_future(thread.call(lambda: models.fingerprint(folder.path)))
+    weight_hash = await asyncio.wrap_future(threads.of(folder.kind).call(lambda: models.fingerprint(folder.path)))
     _log.info(
         "%s ready in %.1f s (%.2f GB, %s, context %d; %.0f tokens/s in, %.0f tokens/s out)",
         folder.id,
@@ -106,5 +105,6 @@ async def load_slot(folder: ModelFolder, thread: MlxThread, max_concurrent: int)
         quantization=folder.quantization,
         weight_hash=weight_hash,
         context_length=folder.context_length,
+        kind=folder.kind,
     )
     return Slot(offered, engine, throughput)

@@ -10,7 +10,21 @@ from fastapi import FastAPI
 from api import errors, health, internal
 from api.admin import invite_codes
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, completions, generations, invites, keys, messages, models, payments, pricing, responses
+from api.consumer import (
+    chat,
+    completions,
+    embeddings,
+    generations,
+    images,
+    invites,
+    keys,
+    messages,
+    models,
+    payments,
+    pricing,
+    responses,
+    transcriptions,
+)
 from api.edge import Edge
 from api.identity import device_routes, link_page, sign_in_routes
 from api.openapi import routes as openapi
@@ -24,7 +38,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    consumers = (*dialects, models, pricing, keys, payments, generations, invites)
+    media = (embeddings, images, transcriptions)
+    consumers = (*dialects, *media, models, pricing, keys, payments, generations, invites)
     identity = (sign_in_routes, device_routes, link_page, invite_codes)
     parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):

@@ -8,6 +8,7 @@ from typing import Protocol
 from uuid import UUID
 
 from api.consumer.attempt import MachineLink
+from api.consumer.image_files import ImageFiles
 from api.consumer.inference import Timeouts, Tools
 from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
@@ -81,6 +82,7 @@ class Coordinator:
         self.internal_secret = internal_secret
         self.registry = MachineRegistry()
         self.relayed = RelayedJobs()
+        self.image_files = ImageFiles()
         self.draining = False
         self.suspended = False
         self.keep_alive_seconds = KEEP_ALIVE_SECONDS
@@ -121,6 +123,7 @@ class Coordinator:
         """Write what gathered about the machines, tick by tick, until cancelled."""
         while True:
             await self.fleet.tick()
+            self.image_files.forget_expired()
             try:
                 flushed = await self.fleet.flush()
                 for job in flushed.woken:

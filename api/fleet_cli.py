@@ -70,10 +70,11 @@ def explain(where: Where, model: str, prompt_tokens: int, output_tokens: int, li
     The cheapest come first, then those that cannot take it, with the gates that are closed.
     """
     settings = settings_of(**where._asdict())
-    size_gb = Catalog.built_in(development=settings.development).size_of(model)
+    catalog = Catalog.built_in(development=settings.development)
+    size_gb = catalog.size_of(model)
     if size_gb is None:
         raise click.ClickException(f"the network does not know the model {model!r}, so nobody can ask for it")
-    demand = Demand(model, prompt_tokens, output_tokens, size_gb=size_gb)
+    demand = Demand(model, prompt_tokens, output_tokens, size_gb=size_gb, kind=catalog.kind_of(model))
     with bootstrap.fleet_survey(settings) as survey:
         assessed = survey.assess(demand)
         choices = survey.choices(demand)

@@ -20,10 +20,14 @@ R = TypeVar("R")
 
 
 class UsageRow(NamedTuple):
+    """One settled request. ``unit`` is empty where only tokens are metered."""
+
     job_id: UUID
     model: str
     prompt_tokens: int
     completion_tokens: int
+    unit: str
+    units: int
     cost_micro_usd: int
     settled_at: datetime
     position: int

@@ -108,6 +108,7 @@ class _Books:
             prompt_estimate=prompt,
             prompt_bound=prompt,
             output_bound=2_048,
+            units_bound=0,
             reserved=reserved,
             quote=QUOTE,
             self_route=False,
@@ -134,6 +135,7 @@ class _Books:
             job_id=job_id,
             prompt_tokens=prompt,
             completion_tokens=output,
+            units=0,
         )
         yield self.event(
             RequestSettled,
@@ -149,6 +151,8 @@ class _Books:
             provider_account_id=provider,
             prompt_tokens=prompt,
             completion_tokens=output,
+            unit="",
+            units=0,
             reserved=reserved,
             raw_cost=cost,
             cost=cost,

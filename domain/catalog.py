@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from domain.kinds import EMBEDDING, IMAGE, KINDS, TEXT, TRANSCRIPTION, ModelKind
+
 
 class CatalogModel(msgspec.Struct, frozen=True):
     """``context_length`` and ``output_max`` are tokens; sizes are gigabytes.
@@ -15,6 +17,7 @@ class CatalogModel(msgspec.Struct, frozen=True):
 
     id: str
     display_name: str
+    kind: ModelKind = TEXT
     size_gb: float = 0.0
     min_ram_gb: int = 0
     quantization: str = "8bit"
@@ -70,6 +73,48 @@ _SEED = (
     ),
 )
 
+_SEED_MEDIA = (
+    CatalogModel(
+        id="flux_2_klein_4b_q8p.ckpt",
+        display_name="FLUX.2 Klein 4B",
+        kind=IMAGE,
+        size_gb=8.0,
+        min_ram_gb=16,
+        architecture="diffusion",
+        description="4B image model",
+    ),
+    CatalogModel(
+        id="flux_2_klein_9b_q8p.ckpt",
+        display_name="FLUX.2 Klein 9B",
+        kind=IMAGE,
+        size_gb=18.0,
+        min_ram_gb=32,
+        architecture="diffusion",
+        description="9B image model",
+    ),
+    CatalogModel(
+        id="whisper-large-v3-turbo",
+        display_name="Whisper Large v3 Turbo",
+        kind=TRANSCRIPTION,
+        size_gb=1.6,
+        min_ram_gb=8,
+        quantization="fp16",
+        architecture="whisper",
+        description="809M speech model",
+    ),
+    CatalogModel(
+        id="Qwen3-Embedding-0.6B-8bit",
+        display_name="Qwen3 Embedding 0.6B",
+        kind=EMBEDDING,
+        size_gb=0.7,
+        min_ram_gb=4,
+        architecture="qwen3",
+        description="0.6B embedding model",
+        context_length=32_768,
+        output_max=0,
+    ),
+)
+
 TINY_MODEL_ID = "darkbloom-tiny"
 
 _DEVELOPMENT = (
@@ -98,7 +143,7 @@ class Catalog:
 
     @classmethod
     def built_in(cls, *, development: bool) -> Catalog:
-        models = _SEED + (_DEVELOPMENT if development else ())
+        models = _SEED + _SEED_MEDIA + (_DEVELOPMENT if development else ())
         return cls({model.id: model for model in models}, open_to_unlisted=development)
 
     def get(self, model_id: str) -> CatalogModel | None:
@@ -115,7 +160,17 @@ class Catalog:
             return model.size_gb
         return 0.0 if self.open_to_unlisted else None
 
-    def unlisted(self, model_id: str, context_length: int) -> CatalogModel:
+    def kind_of(self, model_id: str) -> ModelKind:
+        """What a model makes; text when nobody listed it."""
+        model = self._models.get(model_id)
+        return model.kind if model is not None else TEXT
+
+    def first_of(self, kind: ModelKind) -> CatalogModel | None:
+        """The model that a request of this kind gets when it names none."""
+        return next((model for model in self._models.values() if model.kind == kind), None)
+
+    def unlisted(self, model_id: str, context_length: int, kind: str = TEXT) -> CatalogModel:
         """A stand-in entry for a model that only its machines describe."""
         bound = context_length or 8_192
-        return CatalogModel(id=model_id, display_name=model_id, context_length=bound, output_max=bound)
+        known: ModelKind = next((one for one in KINDS if one == kind), TEXT)
+        return CatalogModel(id=model_id, display_name=model_id, kind=known, context_length=bound, output_max=bound)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from domain.kinds import TEXT, ModelKind
 from domain.requests import JobFailure
 from domain.routing import ANY_MACHINE, Constraints, Snapshot
 
@@ -24,6 +25,7 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     account_id: str
     model: str
+    kind: ModelKind = TEXT
     size_gb: float
     prompt_tokens: int
     output_tokens: int
@@ -44,6 +46,8 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
+    claimed_units: int = 0
+    units_bound: int = 0
 
 
 class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):

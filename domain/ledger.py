@@ -88,6 +88,14 @@ class Operation(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
     correlation_id: str = ""
 
 
+class Used(NamedTuple):
+    """What a request is charged for; ``units`` are of its quote's unit."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    units: int
+
+
 class Balance(NamedTuple):
     balance_micro_usd: int
     withdrawable_micro_usd: int
@@ -175,6 +183,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     prompt_estimate: int
     prompt_bound: int
     output_bound: int
+    units_bound: int = 0
     quote: Quote
     expires_at: datetime
     self_route: bool = False
@@ -183,7 +192,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
     def reserved_micro_usd(self) -> int:
         if self.self_route:
             return 0
-        return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound)
+        return self.quote.charge_micro_usd(self.prompt_bound, self.output_bound, self.units_bound)
 
     def needs(self) -> Sequence[Ref]:
         request, wallet = ref(InferenceRequest, str(self.request_id)), ref(Wallet, self.account_id)
@@ -221,6 +230,7 @@ class Admit(Operation[RequestAdmitted], frozen=True, kw_only=True):
             prompt_estimate=self.prompt_estimate,
             prompt_bound=self.prompt_bound,
             output_bound=self.output_bound,
+            units_bound=self.units_bound,
             reserved=reserved,
             quote=self.quote,
             self_route=self.self_route,
@@ -274,8 +284,8 @@ class Dispatch(Operation[bool], frozen=True, kw_only=True):
 class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=True):
     """Turn a completion into money: capture the cost, return the rest of the hold, pay the provider.
 
-    The machine's token counts are claims: they are bounded by the admission and by ``completion_bound``, which follows
-    from the bytes that were relayed. Returns the request's end, which is the first one whatever comes later.
+    The machine's counts are claims: they are bounded by the admission and by ``completion_bound`` and ``units_bound``,
+    which follow from what was relayed. Returns the request's end, which is the first one whatever comes later.
     """
 
     request_id: UUID
@@ -284,6 +294,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
+    claimed_units: int = 0
+    units_bound: int = 0
     fee_percent: int = 0
 
     def needs(self) -> Sequence[Ref]:
@@ -296,13 +308,14 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         admission, job = request.admission, request.jobs.get(self.job_id)
         if admission is None or admission.account_id != self.account_id or job is None or self.job_id in request.failed:
             raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
-        if min(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.completion_bound) < 0:
-            raise Conflict("counts of tokens are never below zero")
+        claimed = (self.claimed_prompt_tokens, self.claimed_completion_tokens, self.claimed_units)
+        if min(*claimed, self.completion_bound, self.units_bound) < 0:
+            raise Conflict("what is counted is never below zero")
         # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
         budget = unit.get(KeyBudget, admission.key_id)
-        self._record_completion(unit, request, admission, job)
-        settled = self._record_settlement(unit, request, admission, job)
+        completed = self._record_completion(unit, request, admission, job)
+        settled = self._record_settlement(unit, request, admission, job, completed)
         if not admission.self_route:
             self._move_money(unit, settled, payee)
             key_budgets.capture(unit, budget, settled.request_id, settled.cost)
@@ -310,9 +323,12 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
 
     def _record_completion(
         self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched
-    ) -> None:
+    ) -> Used:
         completion_bound = min(self.completion_bound, admission.output_bound)
-        if self.claimed_prompt_tokens > admission.prompt_bound or self.claimed_completion_tokens > completion_bound:
+        units_bound = min(self.units_bound, admission.units_bound)
+        claimed = Used(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.claimed_units)
+        used = Used(*map(min, claimed, (admission.prompt_bound, completion_bound, units_bound)))
+        if used != claimed:
             unit.record(
                 request,
                 UsageClaimClamped,
@@ -320,24 +336,19 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
                 machine_id=job.machine_id,
                 claimed_prompt_tokens=self.claimed_prompt_tokens,
                 claimed_completion_tokens=self.claimed_completion_tokens,
+                claimed_units=self.claimed_units,
                 prompt_bound=admission.prompt_bound,
                 completion_bound=completion_bound,
+                units_bound=units_bound,
             )
-        unit.record(
-            request,
-            JobCompleted,
-            job_id=self.job_id,
-            prompt_tokens=min(self.claimed_prompt_tokens, admission.prompt_bound),
-            completion_tokens=min(self.claimed_completion_tokens, completion_bound),
-        )
+        unit.record(request, JobCompleted, job_id=self.job_id, **used._asdict())
+        return used
 
     def _record_settlement(
-        self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched
+        self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched, used: Used
     ) -> RequestSettled:
-        prompt_tokens = min(self.claimed_prompt_tokens, admission.prompt_bound)
-        completion_tokens = min(self.claimed_completion_tokens, self.completion_bound, admission.output_bound)
         free = job.provider_account_id == self.account_id
-        raw_cost = 0 if free else job.quote.charge_micro_usd(prompt_tokens, completion_tokens)
+        raw_cost = 0 if free else job.quote.charge_micro_usd(*used)
         cost = min(raw_cost, admission.reserved)
         fee = percent_of(cost, self.fee_percent)
         unit.record(
@@ -350,8 +361,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             machine_id=job.machine_id,
             provider_key=job.provider_key,
             provider_account_id=job.provider_account_id,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            **used._asdict(),
+            unit=job.quote.unit,
             reserved=admission.reserved,
             raw_cost=raw_cost,
             cost=cost,

@@ -21,11 +21,12 @@ class NotAnAmount(ValueError):
     """The text is not a plain decimal number of dollars."""
 
 
-def token_cost_micro_usd(tokens: int, price_micro_usd: int) -> int:
-    """Cost of one kind of token, rounded down; the two kinds are rounded apart and then added."""
-    if tokens < 0 or price_micro_usd < 0:
-        raise ValueError("tokens and prices are never negative")
-    return tokens * price_micro_usd // TOKENS_PER_PRICE
+def metered_cost_micro_usd(amount: int, price_micro_usd: int, *, per: int) -> int:
+    """Cost of an amount of which ``per`` cost the price, rounded down. What is metered apart is rounded apart and then
+    added."""
+    if amount < 0 or price_micro_usd < 0:
+        raise ValueError("amounts and prices are never negative")
+    return amount * price_micro_usd // per
 
 
 def percent_of(amount_micro_usd: int, percent: int) -> int:

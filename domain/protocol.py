@@ -9,23 +9,34 @@ Source: provider protocol, sections 2 to 4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
+
+from domain.kinds import EMBEDDING, IMAGE, TEXT, TRANSCRIPTION, ModelKind
 
 PROVIDER_TOKEN_PREFIX = "eigeninference-pt-"
 
 COORDINATOR_INBOUND_BYTES_MAX = 10 * 1024 * 1024
 """A larger frame from a provider closes its connection."""
 
-PROVIDER_INBOUND_BYTES_MAX = 32 * 1024 * 1024
-"""A sealed request is at most about 16 MiB before base64 makes a third more of it."""
+PROVIDER_INBOUND_BYTES_MAX = 48 * 1024 * 1024
+"""A sound of 25 MiB is a third more as base64 in its body, and as much again once the body is sealed."""
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 PING_INTERVAL_SECONDS = 10.0
 PONG_TIMEOUT_SECONDS = 30.0
 
 REASON_SEPARATOR = " | "
+
+ENDPOINTS: Mapping[ModelKind, str] = {
+    TEXT: "/v1/chat/completions",
+    EMBEDDING: "/v1/embeddings",
+    IMAGE: "/v1/images/generations",
+    TRANSCRIPTION: "/v1/audio/transcriptions",
+}
+"""Where each kind of model is asked. A sealed body says it in the member ``endpoint``; one that does not is a chat."""
 
 STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
@@ -63,7 +74,8 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 class OfferedModel(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model that the machine serves. ``weight_hash`` is the fingerprint over its files."""
+    """One model that the machine serves. ``weight_hash`` is the fingerprint over its files, ``model_type`` its
+    architecture, ``kind`` what it makes."""
 
     id: ModelId
     size_bytes: Count
@@ -71,6 +83,7 @@ class OfferedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     quantization: ShortText
     weight_hash: ShortText = ""
     context_length: Count = 0
+    kind: ShortText = TEXT
 
 
 class PrivacyCapabilities(msgspec.Struct, frozen=True):
@@ -96,12 +109,13 @@ class Sealed(msgspec.Struct, frozen=True):
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """``cached_tokens`` is the part of the prompt that was remembered, ``reasoning_tokens`` the part of the completion
-    that was thought."""
+    that was thought, ``units`` what media is metered in: pixels of images, milliseconds of sound."""
 
     prompt_tokens: Count
     completion_tokens: Count
     cached_tokens: Count = 0
     reasoning_tokens: Count = 0
+    units: Count = 0
 
 
 class SessionStats(msgspec.Struct, frozen=True):
@@ -301,6 +315,11 @@ def _without_values(error: Exception) -> str:
     # "Invalid value 'x' - at `$.type`" quotes what was sent; only the path and the rule may reach a log.
     text = str(error)
     return f"unknown message or value{text[text.rfind(' - at') :]}" if text.startswith("Invalid value") else text
+
+
+def billed_pixels(width: int, height: int) -> int:
+    """What one image counts for: its pixels, and at least those of 1024x1024."""
+    return max(1_048_576, width * height)
 
 
 def response_hash_input(job_id: str, completion_tokens: int) -> bytes:

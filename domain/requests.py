@@ -31,9 +31,11 @@ class JobFailure(msgspec.Struct, frozen=True):
 
 
 class RequestAdmitted(DomainEvent, frozen=True, kw_only=True):
-    """``prompt_bound`` and ``output_bound`` are the most tokens that can be charged; ``reserved`` is their price."""
+    """``prompt_bound`` and ``output_bound`` are the most tokens that can be charged, ``units_bound`` the most of the
+    quote's unit; ``reserved`` is their price."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.RequestAdmitted"
+    SCHEMA_VERSION: ClassVar[int] = 2
     request_id: str
     account_id: str
     key_id: str
@@ -42,6 +44,7 @@ class RequestAdmitted(DomainEvent, frozen=True, kw_only=True):
     prompt_estimate: int
     prompt_bound: int
     output_bound: int
+    units_bound: int
     reserved: int
     quote: Quote
     self_route: bool
@@ -55,6 +58,7 @@ class JobDispatched(DomainEvent, frozen=True, kw_only=True):
     """``provider_key`` is the X25519 key that the attempt is sealed to."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobDispatched"
+    SCHEMA_VERSION: ClassVar[int] = 2
     job_id: str
     attempt: int
     provider_id: str
@@ -81,27 +85,34 @@ class JobCompleted(DomainEvent, frozen=True, kw_only=True):
     """The usage that is charged. No hash of the answer is kept: whoever guesses an answer could confirm it."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobCompleted"
+    SCHEMA_VERSION: ClassVar[int] = 2
     job_id: str
     prompt_tokens: int
     completion_tokens: int
+    units: int
 
 
 class UsageClaimClamped(DomainEvent, frozen=True, kw_only=True):
-    """The machine claimed more tokens than the bytes that passed can hold. The bounds were charged."""
+    """The machine claimed more than what passed can hold. The bounds were charged."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.UsageClaimClamped"
+    SCHEMA_VERSION: ClassVar[int] = 2
     job_id: str
     machine_id: str
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
+    claimed_units: int
     prompt_bound: int
     completion_bound: int
+    units_bound: int
 
 
 class RequestSettled(DomainEvent, frozen=True, kw_only=True):
-    """The end that costs something. ``raw_cost`` is the quote's price, ``cost`` what was captured."""
+    """The end that costs something. ``raw_cost`` is the quote's price, ``cost`` what was captured. ``units`` is the
+    charged amount of ``unit``, which is empty when only tokens are metered."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.RequestSettled"
+    SCHEMA_VERSION: ClassVar[int] = 2
     request_id: str
     account_id: str
     model: str
@@ -111,6 +122,8 @@ class RequestSettled(DomainEvent, frozen=True, kw_only=True):
     provider_account_id: str
     prompt_tokens: int
     completion_tokens: int
+    unit: str
+    units: int
     reserved: int
     raw_cost: int
     cost: int

@@ -240,6 +240,7 @@ class Scheduler:
 def demand_of(job: DispatchJob) -> Demand:
     return Demand(
         model=job.model,
+        kind=job.kind,
         prompt_tokens=job.prompt_tokens,
         output_tokens=job.output_tokens,
         excluded=frozenset(job.excluded),
@@ -258,6 +259,8 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         job_id=job.job_id,
         claimed_prompt_tokens=job.claimed_prompt_tokens,
         claimed_completion_tokens=job.claimed_completion_tokens,
+        claimed_units=job.claimed_units,
+        units_bound=job.units_bound,
         completion_bound=job.completion_bound,
         fee_percent=fee_percent,
     )

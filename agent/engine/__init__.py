@@ -1,7 +1,8 @@
-"""The text engine: MLX in this process, batched, behind a typed job interface.
+"""The engines: MLX in this process, each behind the ``Engine`` of ``engine.engine``.
 
-``text.TextEngine`` is the face; ``job`` holds what goes in and comes out; ``mlx`` is the only module that touches
-mlx-lm.
+``text.TextEngine`` batches conversations; ``job`` holds what goes in and comes out, ``mlx`` is its seam to mlx-lm.
+``serial.SerialEngine`` makes everything else, one job after the other; ``media`` holds what goes in and comes out, and
+``embeddings``, ``speech`` and ``images`` are its seams. ``choice`` finds the engine for a folder.
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ COMPLETION_SLACK_TOKENS = 16
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The most tokens that a request can be charged for, and what routing expects of it."""
+    """The most that a request can be charged for, and what routing expects of it. ``units_bound`` is of what its
+    model's quote meters beside tokens."""
 
     prompt_bound: int
     output_bound: int
     prompt_estimate: int
     output_estimate: int
+    units_bound: int = 0
 
 
 def bounds_of(request: ChatRequest, model: CatalogModel) -> Bounds:
@@ -61,7 +63,8 @@ def admit_command(
         prompt_estimate=bounds.prompt_estimate,
         prompt_bound=bounds.prompt_bound,
         output_bound=bounds.output_bound,
-        quote=quote_for(model.id, minimum_charge_micro_usd=minimum_charge_micro_usd),
+        units_bound=bounds.units_bound,
+        quote=quote_for(model.id, model.kind, minimum_charge_micro_usd=minimum_charge_micro_usd),
         expires_at=expires_at,
     )
 

@@ -12,11 +12,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.consumer.answers import Whole
+from api.consumer.answers import Made, Whole
 from api.consumer.attempt import Delta, Started
 from api.consumer.idempotency import Recording
 from api.consumer.inference import Consumed, Finished, Inference
-from api.consumer.rendering import Call, proofs_of
+from api.consumer.rendering import AnyCall, Renderer, proofs_of
 from api.coordinator import Coordinator
 from api.errors import error_response
 from domain.errors import DarkbloomError
@@ -36,7 +36,7 @@ class AnswerResponse(Response):
     def __init__(
         self,
         inference: Inference,
-        call: Call,
+        call: AnyCall,
         coordinator: Coordinator,
         recording: Recording,
         on_used: Callable[[int], None],
@@ -46,8 +46,8 @@ class AnswerResponse(Response):
         self._recording = recording
         self._on_used: Callable[[int], None] | None = on_used
         self._inference = inference
-        self._renderer = call.renderer
-        self._is_stream = call.chat.stream
+        self._call = call
+        self._renderer = call.streamed
         self._coordinator = coordinator
         self._committed = False
         self._unreachable = False
@@ -57,9 +57,9 @@ class AnswerResponse(Response):
         watch = asyncio.create_task(self._watch(receive))
         beat: asyncio.Task[None] | None = None
         try:
-            if self._is_stream:
-                beat = asyncio.create_task(self._keep_alive(send))
-                await self._stream(send)
+            if self._renderer is not None:
+                beat = asyncio.create_task(self._keep_alive(send, self._renderer))
+                await self._stream(send, self._renderer)
             else:
                 await self._answer(scope, receive, send)
         except Consumed:
@@ -67,7 +67,7 @@ class AnswerResponse(Response):
         except DarkbloomError as error:
             log.info("request %s failed: %s", self._inference.request_id, error.type)
             self._end()
-            if self._committed:
+            if self._committed and self._renderer is not None:
                 await self._write(send, self._renderer.error(error), last=True)
             else:
                 await error_response(error, scope)(scope, receive, send)
@@ -90,26 +90,26 @@ class AnswerResponse(Response):
             pass
         self._inference.consumer_gone()
 
-    async def _keep_alive(self, send: Send) -> None:
+    async def _keep_alive(self, send: Send, renderer: Renderer) -> None:
         seconds = self._coordinator.keep_alive_seconds
         while True:
             quiet = time.monotonic() - self._last_write
             if self._committed and quiet >= seconds:
-                await self._write(send, self._renderer.keep_alive)
+                await self._write(send, renderer.keep_alive)
                 quiet = 0.0
             await asyncio.sleep(max(0.05, seconds - quiet))
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, renderer: Renderer) -> None:
         async with aclosing(self._inference.events()) as events:
             async for event in events:
                 match event:
                     case Started():
                         await self._start_stream(send, event)
-                        await self._relay(send, self._renderer.start(event))
-                    case Delta() if rendered := self._renderer.delta(event.chunk.choices):
+                        await self._relay(send, renderer.start(event))
+                    case Delta() if rendered := renderer.delta(event.chunk.choices):
                         await self._relay(send, rendered)
                     case Finished():
-                        rendered = self._renderer.finish(event)
+                        rendered = renderer.finish(event)
                         await self._keep(rendered)
                         await self._write(send, rendered, last=True)
 
@@ -141,24 +141,25 @@ class AnswerResponse(Response):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: Started | None = None
-        whole = Whole(choices=())
+        answer: Whole | Made = Whole(choices=())
         async with aclosing(self._inference.events()) as events:
             async for event in events:
                 match event:
                     case Started():
                         started = event
-                    case Whole():
-                        whole = event
+                    case Whole() | Made():
+                        answer = event
                     case Finished() if started is not None:
-                        body = self._renderer.whole(started, whole, event)
+                        body = self._call.whole(started, answer, event)
                         proofs = proofs_of(event)
                         headers = trust_headers(started)
                         if proofs:
                             headers["X-SE-Signature"] = proofs["se_signature"]
                             headers["X-Response-Hash"] = proofs["response_hash"]
-                        self._recording.begin(headers | {"content-type": "application/json"})
+                        headers["content-type"] = self._call.content_type
+                        self._recording.begin(headers)
                         await self._keep(body)
-                        await Response(body, media_type="application/json", headers=headers)(scope, receive, send)
+                        await Response(body, headers=headers)(scope, receive, send)
 
     async def _write(self, send: Send, body: bytes, *, last: bool = False) -> None:
         self._last_write = time.monotonic()

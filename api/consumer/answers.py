@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -92,24 +93,36 @@ class Whole(msgspec.Struct, frozen=True):
         return True
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine made in one piece, other than a conversation's text. ``units`` is the most that can be charged for
+    it of what its quote meters."""
+
+    units: int = 0
+
+
+ReadText = Callable[[bytes], ProviderChunk | Whole | Made | None]
+"""Reads one opened chunk after the other of one machine's answer; None when more must come before anything can be said.
+Raises ValueError when the text is not what the machine was asked for."""
+
 _chunk = msgspec.json.Decoder(ProviderChunk)
 _whole = msgspec.json.Decoder(Whole)
 
 
 def read_chunk(text: bytes) -> ProviderChunk:
     """Raises ValueError when the text is not an event of a chat stream."""
-    return _decoded(_chunk, text)
+    return decoded(_chunk, text)
 
 
 def read_whole(text: bytes) -> Whole:
     """Raises ValueError when the text is not a chat completion."""
-    whole = _decoded(_whole, text)
+    whole = decoded(_whole, text)
     if not whole.choices:
         raise ValueError("no choices")
     return whole
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+    """The JSON of one chunk. Raises ValueError when it is not what the decoder takes."""
     try:
         return decoder.decode(_payload(text))
     except RecursionError:

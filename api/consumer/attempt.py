@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from api.consumer.answers import ProviderChunk, ProviderDelta, Whole, read_chunk, read_whole
+from api.consumer.answers import Made, ProviderChunk, ProviderDelta, ReadText, Whole
 from api.consumer.thoughts import Thoughts
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Channel, Sealing
@@ -61,6 +61,9 @@ class Delta(NamedTuple):
     chunk: ProviderChunk
 
 
+Answer = Started | Delta | Whole | Made
+
+
 class AttemptFailed(Exception):
     """This attempt will not answer; with ``retry``, another machine may. ``reason`` is of a closed vocabulary."""
 
@@ -84,7 +87,8 @@ RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 
 
 class Attempt:
-    """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was."""
+    """``delivered_bytes`` counts the text that was passed on, ``delivered_units`` what else is metered of it;
+    ``started`` says whether anything was passed on."""
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Attempt:
         sealing: Sealing,
         next_item: Next,
         ready_output: ReadyOutput,
-        stream: bool,
+        read_text: ReadText,
         first_signal_seconds: float,
         first_content_seconds: float,
         chunk_gap_seconds: float,
@@ -102,12 +106,13 @@ class Attempt:
     ) -> None:
         self.assigned = assigned
         self.delivered_bytes = 0
+        self.delivered_units = 0
         self.started = False
         self._link = link
         self._sealing = sealing
         self._next = next_item
         self._ready_output = ready_output
-        self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if stream else read_whole
+        self._read_text = read_text
         self._patience = first_signal_seconds
         self._first_content_seconds = first_content_seconds
         self._chunk_gap_seconds = chunk_gap_seconds
@@ -116,7 +121,7 @@ class Attempt:
         self._tool_call = 0
         self._thoughts = Thoughts()
 
-    async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
+    async def run(self, body: bytes) -> AsyncGenerator[Answer | InferenceComplete, None]:
         """The machine's answer; an InferenceComplete comes last.
 
         Raises:
@@ -173,9 +178,7 @@ class Attempt:
             event: JobEvent = item
             return event
 
-    async def _take_ready(
-        self, chunk: InferenceResponseChunk, channel: Channel
-    ) -> AsyncGenerator[Started | Delta | Whole, None]:
+    async def _take_ready(self, chunk: InferenceResponseChunk, channel: Channel) -> AsyncGenerator[Answer, None]:
         """What one chunk means for the consumer, with all that are here already behind it: they can go out in one
         write, which is dear, and none of them waits for another."""
         choices: list[ProviderDelta] = []
@@ -197,7 +200,7 @@ class Attempt:
         if choices:
             yield Delta(ProviderChunk(tuple(choices)))
 
-    async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Started | Delta | Whole]:
+    async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Answer]:
         """What one chunk means for the consumer. A bare role does not commit the answer."""
         text = await self._open(chunk, channel)
         if text == STREAM_END:
@@ -207,10 +210,15 @@ class Attempt:
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
         self._patience = self._chunk_gap_seconds
+        if answer is None:
+            return []
+        if isinstance(answer, Whole | Made) and self.started:
+            raise await self._violation("a whole answer came twice", "bad_answer")
+        if isinstance(answer, Made):
+            self.delivered_units = answer.units
+            return [*self._start(), answer]
         if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
             return []  # a bare role, which every dialect says by itself
-        if isinstance(answer, Whole) and self.started:
-            raise await self._violation("a whole answer came twice", "bad_answer")
         if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
             raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
         self.delivered_bytes += answer.content_bytes  # with the tags of thoughts: they were generated too
@@ -227,7 +235,7 @@ class Attempt:
                 self._tool_call = call.index or 0
         return True
 
-    def _start(self) -> list[Started | Delta | Whole]:
+    def _start(self) -> list[Answer]:
         if self.started:
             return []
         self.started = True

@@ -31,7 +31,7 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
         PayloadTooLarge: the body is over the bound; it is not read further.
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
-    raw = await _read(request, bytes_max)
+    raw = await read_bytes(request, bytes_max)
     if may_be_empty and not raw:
         return {}
     if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
@@ -53,7 +53,7 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, str]:
     Raises:
         PayloadTooLarge, InvalidRequest: as above.
     """
-    raw = await _read(request, bytes_max)
+    raw = await read_bytes(request, bytes_max)
     try:
         fields = parse_qs(raw.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError:
@@ -61,7 +61,8 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
-async def _read(request: Request, bytes_max: int) -> bytes:
+async def read_bytes(request: Request, bytes_max: int) -> bytes:
+    """The raw body. Raises PayloadTooLarge and InvalidRequest as ``read_json_object`` does."""
     too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > bytes_max:

@@ -155,6 +155,15 @@ def _is_whole(value: Any) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
 
 
+def whole_number(name: str, found: Any, low: int, high: int) -> int | None:
+    """A member that may be left out or null. Raises InvalidRequest."""
+    if found is None:
+        return None
+    if not _is_whole(found) or not low <= found <= high:
+        raise InvalidRequest(f"'{name}' must be a whole number from {low} to {high}.", param=name)
+    return int(found)
+
+
 def _token_limit(name: str, value: Any) -> None:
     if not _is_whole(value) or not 0 <= value < 2**31:
         raise InvalidRequest(f"'{name}' must be a whole number of tokens.", param=name)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from api.consumer.admission import Bounds, completion_bound
-from api.consumer.answers import Whole
-from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Attempt, AttemptFailed, Delta, MachineLink, Started
+from api.consumer.answers import ReadText
+from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Answer, Attempt, AttemptFailed, MachineLink
 from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, KeyRevoked, MachineLost
 from api.ports import Fleet, Jobs, Sealing
+from domain.catalog import CatalogModel
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
 from domain.errors import (
     AttemptTimedOut,
@@ -62,7 +63,7 @@ class Finished(NamedTuple):
     cost_micro_usd: int | None = None
 
 
-Event = Started | Delta | Whole | Finished
+Event = Answer | Finished
 
 
 class Consumed(Exception):
@@ -102,7 +103,8 @@ class Tools(NamedTuple):
 class Inference:
     """An admitted request. Iterate ``events()`` once; whatever happens, the request has its one end afterwards.
 
-    ``tokens_used`` is what it was charged for, also when its consumer left in the middle of the answer.
+    ``reader`` makes what reads one attempt's answer. ``tokens_used`` is what it was charged for, also when its consumer
+    left in the middle of the answer.
     """
 
     def __init__(
@@ -110,11 +112,10 @@ class Inference:
         *,
         request_id: UUID,
         account_id: str,
-        model: str,
-        size_gb: float,
+        model: CatalogModel,
         bounds: Bounds,
         stop_bytes: int,
-        stream: bool,
+        reader: Callable[[], ReadText],
         body: bytes,
         inbox: Inbox,
         tools: Tools,
@@ -125,10 +126,9 @@ class Inference:
         self.tokens_used = 0
         self._account_id = account_id
         self._model = model
-        self._size_gb = size_gb
         self._bounds = bounds
         self._stop_bytes = stop_bytes
-        self._stream = stream
+        self._reader = reader
         self._body = body
         self._inbox = inbox
         self._tools = tools
@@ -210,8 +210,9 @@ class Inference:
                 request_id=self.request_id,
                 attempt=number,
                 account_id=self._account_id,
-                model=self._model,
-                size_gb=self._size_gb,
+                model=self._model.id,
+                kind=self._model.kind,
+                size_gb=self._model.size_gb,
                 prompt_tokens=self._bounds.prompt_estimate,
                 output_tokens=self._bounds.output_estimate,
                 excluded=(*self._excluded, *out_of_reach),
@@ -259,7 +260,7 @@ class Inference:
             sealing=self._tools.sealing,
             next_item=self._next_in_time,
             ready_output=self._inbox.ready_output,
-            stream=self._stream,
+            read_text=self._reader(),
             first_signal_seconds=timeouts.first_signal,
             first_content_seconds=timeouts.first_content,
             chunk_gap_seconds=timeouts.chunk_gap,
@@ -369,11 +370,14 @@ class Inference:
             claimed_prompt_tokens=complete.usage.prompt_tokens,
             claimed_completion_tokens=complete.usage.completion_tokens,
             completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
+            claimed_units=complete.usage.units,
+            units_bound=attempt.delivered_units,
         )
         settled = await self._end(job)
         usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
+            usage = Usage(settled.prompt_tokens, settled.completion_tokens, settled.units)
+            cost = settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
         self.tokens_used = usage.prompt_tokens + usage.completion_tokens

@@ -13,9 +13,12 @@ from starlette.responses import Response
 
 from api.consumer.auth import authenticate
 from api.coordinator import Coordinator
+from domain import pricing
 from domain.catalog import CatalogModel
 from domain.errors import ModelNotFound
-from domain.pricing import quote_for
+from domain.kinds import TEXT, TRANSCRIPTION
+from domain.money import format_usd
+from domain.pricing import Quote, quote_for
 from domain.routing import TRUST_RANK, Snapshot
 
 router = APIRouter()
@@ -39,7 +42,7 @@ async def list_catalog(request: Request) -> Response:
     """Every model that the network knows, whether a machine serves it now or not."""
     coordinator: Coordinator = request.app.state.coordinator
     wanted = request.query_params.get("type")
-    entries = [_catalog_entry(model) for model in coordinator.catalog.active()] if wanted in (None, "text") else []
+    entries = [_catalog_entry(model) for model in coordinator.catalog.active() if wanted in (None, model.kind)]
     return Response(msgspec.json.encode({"models": entries}), media_type="application/json")
 
 
@@ -63,9 +66,11 @@ async def _entries(request: Request) -> list[dict[str, Any]]:
     for model_id, machines in sorted(by_model.items()):
         model = coordinator.catalog.get(model_id)
         if model is None and coordinator.catalog.open_to_unlisted:
-            model = coordinator.catalog.unlisted(model_id, machines[0].context_lengths.get(model_id, 0))
-        if model is not None:
-            entries.append(_entry(model, machines))
+            first = machines[0]
+            context_length = first.context_lengths.get(model_id, 0)
+            model = coordinator.catalog.unlisted(model_id, context_length, first.kinds.get(model_id, TEXT))
+        if model is not None and (fitting := [one for one in machines if one.kinds.get(model_id, TEXT) == model.kind]):
+            entries.append(_entry(model, fitting))
     return entries
 
 
@@ -73,9 +78,8 @@ def _entry(model: CatalogModel, machines: Sequence[Snapshot]) -> dict[str, Any]:
     attested = [machine for machine in machines if machine.trust_level != "none"]
     trust_level = max((machine.trust_level for machine in machines), key=lambda level: TRUST_RANK.get(level, -1))
     quantization = machines[0].quantization.get(model.id) or model.quantization
-    quote = quote_for(model.id)
     facts = {
-        "model_type": "text",
+        "model_type": model.kind,
         "quantization": quantization,
         "provider_count": len(machines),
         "trust_level": trust_level,
@@ -91,8 +95,9 @@ def _entry(model: CatalogModel, machines: Sequence[Snapshot]) -> dict[str, Any]:
         "lifecycle": "active",
         "context_length": model.context_length,
         "max_output_length": model.output_max,
-        "input_modalities": ["text"],
-        "pricing": {"prompt": _per_token(quote.input_price), "completion": _per_token(quote.output_price)},
+        "input_modalities": ["audio" if model.kind == TRANSCRIPTION else "text"],
+        "output_modalities": ["text" if model.kind == TRANSCRIPTION else model.kind],
+        "pricing": _pricing(quote_for(model.id, model.kind)),
         **facts,
         "attested": bool(attested),
         "metadata": facts | {"attested_providers": len(attested), "routable_providers": len(machines)},
@@ -104,7 +109,7 @@ def _catalog_entry(model: CatalogModel) -> dict[str, Any]:
         "id": model.id,
         "s3_name": model.id.rpartition("/")[2],
         "display_name": model.display_name,
-        "model_type": "text",
+        "model_type": model.kind,
         "size_gb": model.size_gb,
         "architecture": model.architecture,
         "description": model.description,
@@ -114,6 +119,21 @@ def _catalog_entry(model: CatalogModel) -> dict[str, Any]:
     }
 
 
+def _pricing(quote: Quote) -> dict[str, str]:
+    """Dollars for one of whatever the model's kind is charged by."""
+    match quote.unit:
+        case pricing.PIXEL:
+            return {"image": _usd(quote.unit_price)}
+        case pricing.AUDIO_MS:
+            return {"audio_minute": _usd(quote.unit_price)}
+        case _:
+            return {"prompt": _per_token(quote.input_price), "completion": _per_token(quote.output_price)}
+
+
+def _usd(price_micro_usd: int) -> str:
+    return format_usd(price_micro_usd).rstrip("0").rstrip(".")
+
+
 def _per_token(price_micro_usd: int) -> str:
     """Dollars for one token, exactly: a price is micro-USD for a million tokens."""
-    return f"0.{price_micro_usd:012d}".rstrip("0")
+    return f"0.{price_micro_usd:012d}".rstrip("0").rstrip(".")

@@ -53,6 +53,11 @@ async def get_usage(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
+def units_of(row: UsageRow) -> dict[str, str | int]:
+    """What was metered beside tokens, if anything was."""
+    return {"unit": row.unit, "units": row.units} if row.unit else {}
+
+
 def _entry(row: UsageRow) -> dict[str, str | int]:
     return {
         "request_id": str(row.job_id),
@@ -60,6 +65,7 @@ def _entry(row: UsageRow) -> dict[str, str | int]:
         "model": row.model,
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
+        **units_of(row),
         "cost_micro_usd": row.cost_micro_usd,
         "timestamp": rfc3339(row.settled_at),
     }

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.coordinator import Coordinator
-from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, quote_for
+from domain.pricing import AUDIO_MS, BUILT_IN_PRICES, DEFAULT_PRICE, PIXEL, Quote, quote_for
 
 router = APIRouter()
 
@@ -18,14 +18,22 @@ router = APIRouter()
 async def get_pricing(request: Request) -> Response:
     coordinator: Coordinator = request.app.state.coordinator
     quotes = [(model, quote_for(model)) for model in sorted(BUILT_IN_PRICES)]
+    by_tokens = [(model, quote) for model, quote in quotes if not quote.unit]
     prices = {
-        "prices": [{"model": model, **_pair("", quote.input_price, quote.output_price)} for model, quote in quotes],
-        "transcription_prices": [],
-        "image_prices": [],
+        "prices": [{"model": model, **_pair("", quote.input_price, quote.output_price)} for model, quote in by_tokens],
+        "transcription_prices": [_per("minute", model, quote) for model, quote in quotes if quote.unit == AUDIO_MS],
+        "image_prices": [_per("image", model, quote) for model, quote in quotes if quote.unit == PIXEL],
         **_pair("fallback_", DEFAULT_PRICE.input_price, DEFAULT_PRICE.output_price),
         "minimum_charge_micro_usd": coordinator.settings.minimum_charge_micro_usd,
     }
     return Response(msgspec.json.encode(prices), media_type="application/json")
+
+
+def _per(what: str, model: str, quote: Quote) -> dict[str, Any]:
+    """Micro-USD for one image of 1024x1024 or one minute, and the same for people."""
+    unit = {"minute": "per audio-minute", "image": "per image (1024x1024)"}[what]
+    price = quote.unit_price
+    return {"model": model, f"price_per_{what}": price, "price_usd": _usd(price), "unit": unit}
 
 
 def _pair(prefix: str, input_price: int, output_price: int) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-from api.consumer.answers import ProviderDelta, Whole
+from api.consumer.admission import Bounds, bounds_of
+from api.consumer.answers import Made, ProviderDelta, ReadText, Whole, read_chunk, read_whole
 from api.consumer.attempt import Started
-from api.consumer.chat_request import ChatRequest
+from api.consumer.chat_request import ChatRequest, body_for_machine
 from api.consumer.inference import Finished
+from domain.catalog import CatalogModel
 from domain.errors import DarkbloomError
+from domain.kinds import TEXT, ModelKind
 
 COMMENT = b": keep-alive\n\n"
 """What every reader of server-sent events ignores, and every proxy takes for a sign of life."""
@@ -46,11 +50,92 @@ class Renderer(Protocol):
         ...
 
 
-class Call(NamedTuple):
-    """A valid request of any dialect: what the pipeline works on, and how its answer is written."""
+class AnyCall(Protocol):
+    """A valid request: what the pipeline needs to know of it, and how its answer is written."""
+
+    @property
+    def kind(self) -> ModelKind: ...
+
+    @property
+    def model(self) -> str:
+        """The model that it names; empty for the first one of the kind."""
+        ...
+
+    @property
+    def streamed(self) -> Renderer | None:
+        """What writes a stream; None when the answer is to come whole."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """That of a whole answer."""
+        ...
+
+    @property
+    def stop_bytes(self) -> int: ...
+
+    def bounds(self, model: CatalogModel) -> Bounds:
+        """Raises InvalidRequest when the request is more than this model takes."""
+        ...
+
+    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
+        """What is sealed to the machine."""
+        ...
+
+    def reader(self) -> ReadText:
+        """What reads one attempt's answer."""
+        ...
+
+    def whole(self, started: Started, answer: Whole | Made, finished: Finished) -> bytes:
+        """The body of a whole answer."""
+        ...
+
+
+class WholeOnly:
+    """What calls have in common whose answer is no text and comes in one piece."""
+
+    __slots__ = ()
+    streamed: ClassVar[None] = None
+    stop_bytes: ClassVar[int] = 0
+
+    @property
+    def content_type(self) -> str:
+        return "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A conversation in any dialect."""
 
     chat: ChatRequest
     renderer: Renderer
+    kind: ClassVar[ModelKind] = TEXT
+    content_type: ClassVar[str] = "application/json"
+
+    @property
+    def model(self) -> str:
+        return self.chat.model
+
+    @property
+    def streamed(self) -> Renderer | None:
+        return self.renderer if self.chat.stream else None
+
+    @property
+    def stop_bytes(self) -> int:
+        return self.chat.stop_bytes
+
+    def bounds(self, model: CatalogModel) -> Bounds:
+        return bounds_of(self.chat, model)
+
+    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
+        return body_for_machine(self.chat, bounds.output_bound)
+
+    def reader(self) -> ReadText:
+        return read_chunk if self.chat.stream else read_whole
+
+    def whole(self, started: Started, answer: Whole | Made, finished: Finished) -> bytes:
+        assert isinstance(answer, Whole)
+        return self.renderer.whole(started, answer, finished)
 
 
 def proofs_of(finished: Finished) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,32 +12,39 @@ from uuid import UUID, uuid4
 from fastapi import Request
 from starlette.responses import Response
 
-from api.consumer.admission import Bounds, admit_command, bounds_of
+from api.consumer.admission import Bounds, admit_command
 from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
-from api.consumer.chat_request import body_for_machine
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
-from api.consumer.rendering import Call
+from api.consumer.rendering import AnyCall
 from api.coordinator import Coordinator
 from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
 from domain.keys import Caller
+from domain.kinds import TEXT
+from domain.protocol import ENDPOINTS
 
-Reader = Callable[[dict[str, Any]], Call]
+Reader = Callable[[dict[str, Any]], AnyCall]
 """A dialect: from a body to a valid request and the renderer of its answer. Raises InvalidRequest."""
 
+ReadBody = Callable[[Request, int], Awaitable[dict[str, Any]]]
+"""Reads a request's members within a number of bytes. Raises PayloadTooLarge and InvalidRequest."""
 
-async def serve(request: Request, read: Reader) -> Response:
+
+async def serve(
+    request: Request, read: Reader, *, read_body: ReadBody = read_json_object, bytes_max: int | None = None
+) -> Response:
+    """Answer an inference request. ``bytes_max`` bounds its body, where that is not the bound of the settings."""
     began = time.perf_counter()
     coordinator: Coordinator = request.app.state.coordinator
     coordinator.require_open()
     caller = await authenticate(request.headers, coordinator.credentials)
     require_scope(caller, "inference")
     coordinator.rate_limits.count_request(caller, request.scope)
-    body = await read_json_object(request, coordinator.settings.inference_body_bytes_max)
+    body = await read_body(request, bytes_max or coordinator.settings.inference_body_bytes_max)
     found = await replayed_or_claimed(request, coordinator, body)
     if isinstance(found, Response):
         return found
@@ -50,12 +57,11 @@ async def serve(request: Request, read: Reader) -> Response:
 
 
 async def _admitted(
-    request: Request, coordinator: Coordinator, caller: Caller, call: Call, recording: Recording, began: float
+    request: Request, coordinator: Coordinator, caller: Caller, call: AnyCall, recording: Recording, began: float
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
-    chat = call.chat
-    model = await model_of(chat.model, coordinator)
-    bounds = bounds_of(chat, model)
+    model = await model_for(call, coordinator)
+    bounds = call.bounds(model)
     limits = coordinator.rate_limits
     expected_tokens = bounds.prompt_estimate + bounds.output_estimate
     limits.count_tokens(caller, expected_tokens, request.scope)
@@ -71,12 +77,11 @@ async def _admitted(
     inference = Inference(
         request_id=request_id,
         account_id=caller.account_id,
-        model=model.id,
-        size_gb=model.size_gb,
+        model=model,
         bounds=bounds,
-        stop_bytes=chat.stop_bytes,
-        stream=chat.stream,
-        body=body_for_machine(chat, bounds.output_bound),
+        stop_bytes=call.stop_bytes,
+        reader=call.reader,
+        body=call.body(model, bounds),
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
         timing_us=timing_us,
@@ -109,6 +114,16 @@ async def _admit(
         raise
 
 
+async def model_for(call: AnyCall, coordinator: Coordinator) -> CatalogModel:
+    """The model that a request names, or the first of its kind. Raises ModelNotFound."""
+    model = await model_of(call.model, coordinator) if call.model else coordinator.catalog.first_of(call.kind)
+    if model is None:
+        raise ModelNotFound(param="model")
+    if model.kind != call.kind:
+        raise ModelNotFound(f"This model is of the kind {model.kind}; POST to {ENDPOINTS[model.kind]}.", param="model")
+    return model
+
+
 async def model_of(model_id: str, coordinator: Coordinator) -> CatalogModel:
     """The catalog's entry. Raises ModelNotFound."""
     found = coordinator.catalog.get(model_id)
@@ -116,5 +131,6 @@ async def model_of(model_id: str, coordinator: Coordinator) -> CatalogModel:
         return found
     if coordinator.catalog.open_to_unlisted and model_id.isprintable():
         for machine in await coordinator.fleet.offers(model_id):
-            return coordinator.catalog.unlisted(model_id, machine.context_lengths.get(model_id, 0))
+            context_length = machine.context_lengths.get(model_id, 0)
+            return coordinator.catalog.unlisted(model_id, context_length, machine.kinds.get(model_id, TEXT))
     raise ModelNotFound(param="model")

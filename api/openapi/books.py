@@ -53,7 +53,7 @@ SCHEMAS: Json = {
             "owned_by": text(),
             "display_name": text(),
             "context_length": integer(),
-            "pricing": full(prompt=text(), completion=text()),
+            "pricing": thing({name: text() for name in ("prompt", "completion", "image", "audio_minute")}),
             "trust_level": text(),
         },
         ("id", "object", "created", "owned_by", "display_name", "context_length", "pricing", "trust_level"),

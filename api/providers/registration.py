@@ -129,6 +129,7 @@ def slots_of(capacity: BackendCapacity | None) -> dict[str, SlotState]:
             num_running=min(max(0, slot.num_running), REQUESTS_MAX),
             num_waiting=min(max(0, slot.num_waiting), REQUESTS_MAX),
             max_tokens_potential=min(max(0, slot.max_tokens_potential), TOKENS_POTENTIAL_MAX),
+            max_concurrency=min(max(0, slot.max_concurrency), REQUESTS_MAX),
         )
         for slot in (capacity.slots if capacity else ())
     }

@@ -36,6 +36,7 @@ from domain import protocol
 from domain.dispatch import DispatchJob
 from domain.errors import DarkbloomError
 from domain.eventsourced import Actor
+from domain.kinds import TEXT
 from domain.ledger import CloseSession, OpenSession
 from domain.protocol import (
     AttestationChallenge,
@@ -469,6 +470,7 @@ class ProviderSession:
             secure_enclave=self.identity.secure_enclave,
             serial=self.identity.serial,
             quantization={model.id: model.quantization for model in register.models},
+            kinds={model.id: model.kind for model in register.models if model.kind != TEXT},
         )
 
 

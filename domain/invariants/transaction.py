@@ -288,9 +288,10 @@ class TransactionCheck:
         ):
             self._say(5, settled.request_id, "a settlement and the capture of its hold differ")
         completed = self._completed.pop(job_id, None)
-        if completed is None or (completed.prompt_tokens, completed.completion_tokens) != (
+        if completed is None or (completed.prompt_tokens, completed.completion_tokens, completed.units) != (
             settled.prompt_tokens,
             settled.completion_tokens,
+            settled.units,
         ):
             self._say(6, job_id, "the usage that is charged is not the usage that completed")
         self._close_shares(settled, admission)

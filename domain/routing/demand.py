@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from domain.kinds import TEXT, ModelKind
+
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     """What a request demands beyond its model.
@@ -26,7 +28,7 @@ class Demand(msgspec.Struct, frozen=True):
 
     ``excluded`` are sessions that already failed this request, and gateways that are out of reach with all their
     machines. With ``nobody_else``, no healthy machine offers the
-    model, so one that is put aside may be asked.
+    model, so one that is put aside may be asked. ``kind`` is what the model is asked to make.
     """
 
     model: str
@@ -36,3 +38,4 @@ class Demand(msgspec.Struct, frozen=True):
     size_gb: float = 0.0
     constraints: Constraints = ANY_MACHINE
     nobody_else: bool = False
+    kind: ModelKind = TEXT

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import msgspec
 
+from domain.kinds import TEXT, ModelKind
 from domain.routing.cost import Cost, cost_of
 from domain.routing.demand import Demand
 from domain.routing.facts import IDLE, Candidate, Load
@@ -13,10 +15,18 @@ from domain.routing.gates import Reason, reasons_against
 from domain.routing.narrowing import SHAPES
 from domain.routing.policy import Policy
 
-OF_ONE_MODEL = frozenset({Reason.MODEL_NOT_IN_CATALOG, Reason.SLOT_UNAVAILABLE, Reason.OUT_OF_MEMORY})
+OF_ONE_MODEL = frozenset(
+    {
+        Reason.MODEL_NOT_IN_CATALOG,
+        Reason.OTHER_KIND,
+        Reason.ENGINE_FULL,
+        Reason.SLOT_UNAVAILABLE,
+        Reason.OUT_OF_MEMORY,
+    }
+)
 """Reasons that concern a model on a machine; the others concern the machine."""
 
-PASSING = frozenset({Reason.FULL, Reason.PUT_ASIDE})
+PASSING = frozenset({Reason.FULL, Reason.ENGINE_FULL, Reason.PUT_ASIDE})
 """Reasons that end by themselves. A machine that has no others may still be given a slot."""
 
 
@@ -80,7 +90,12 @@ class Standing(msgspec.Struct, frozen=True):
         That every slot is taken is no news: it comes and goes with each request.
         """
         said = [sentence_of(reason) for reason in self.reasons if reason is not Reason.FULL]
-        return said + [f"{one.model}: {sentence_of(reason)}" for one in self.models for reason in one.reasons]
+        return said + [
+            f"{one.model}: {sentence_of(reason)}"
+            for one in self.models
+            for reason in one.reasons
+            if reason is not Reason.ENGINE_FULL
+        ]
 
 
 def sentence_of(reason: Reason) -> str:
@@ -106,7 +121,8 @@ def standing_of(
     for model in machine.models:
         size_gb = size_of(model)
         prompt_tokens, output_tokens = SHAPES[1]
-        demand = Demand(model, prompt_tokens, output_tokens, size_gb=size_gb or 0.0)
+        kind = cast("ModelKind", machine.kinds.get(model, TEXT))
+        demand = Demand(model, prompt_tokens, output_tokens, size_gb=size_gb or 0.0, kind=kind)
         load = (loads or {}).get(model, IDLE)
         seen = msgspec.structs.replace(candidate, load=load)
         against = reasons_against(seen, demand, policy, now=now)

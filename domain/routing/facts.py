@@ -16,6 +16,8 @@ class SlotState(msgspec.Struct, frozen=True):
     num_running: int = 0
     num_waiting: int = 0
     max_tokens_potential: int = 0
+    max_concurrency: int = 0
+    """How many requests this engine works on at once; 0 when it does not say."""
 
     @property
     def loaded(self) -> bool:
@@ -56,6 +58,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     quantization: dict[str, str]
     secure_enclave: bool = False
     serial: str = ""
+    kinds: dict[str, str] = {}
+    """What each offered model makes, where that is not text."""
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from itertools import compress
 
+from domain.kinds import TEXT
 from domain.routing.demand import Demand
 from domain.routing.facts import TRUST_RANK, Candidate, SlotState, Snapshot
 from domain.routing.health import is_put_aside
@@ -41,6 +42,11 @@ class Reason(StrEnum):
         "model_not_in_catalog",
         "the network does not know this model, so nobody can ask for it",
         "serve a model that GET /v1/models lists, or ask the network's operator to add this one",
+    )
+    OTHER_KIND = (
+        "other_kind",
+        "the machine serves a model of this name that makes something else",
+        "compare the folder with the network's catalog; a model's kind follows from what its folder holds",
     )
     UNTRUSTED = (
         "untrusted",
@@ -87,6 +93,11 @@ class Reason(StrEnum):
         "every slot is taken",
         "nothing is wrong; raise --max-concurrent if the machine can take more at once",
     )
+    ENGINE_FULL = (
+        "engine_full",
+        "the engine of this model works on as much as it takes at once",
+        "nothing is wrong; images and speech are made one at a time",
+    )
     SLOT_UNAVAILABLE = (
         "slot_unavailable",
         "the engine of this model crashed or is loading",
@@ -121,6 +132,7 @@ class Reason(StrEnum):
 
 _GATES = (
     Reason.MODEL_NOT_OFFERED,
+    Reason.OTHER_KIND,
     Reason.UNTRUSTED,
     Reason.DRAINING,
     Reason.TRUST_TOO_LOW,
@@ -130,6 +142,7 @@ _GATES = (
     Reason.CHALLENGE_STALE,
     Reason.PUT_ASIDE,
     Reason.FULL,
+    Reason.ENGINE_FULL,
     Reason.SLOT_UNAVAILABLE,
     Reason.OVERHEATED,
     Reason.OUT_OF_MEMORY,
@@ -147,6 +160,7 @@ def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now
     put_aside = is_put_aside(candidate.health, now=now, requests_all=requests_all, policy=policy)
     closed = (  # in the order of the gates
         demand.model not in machine.models,
+        machine.kinds.get(demand.model, TEXT) != demand.kind,
         machine.untrusted,
         machine.draining,
         TRUST_RANK.get(machine.trust_level, -1) < floor,
@@ -156,6 +170,7 @@ def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now
         now - machine.challenge_passed_at > policy.challenge_age_seconds_max,
         put_aside and not demand.nobody_else,
         requests_all >= machine.capacity,
+        slot is not None and 0 < slot.max_concurrency <= candidate.load.requests_model,
         slot is not None and slot.state in ("crashed", "reloading"),
         machine.thermal_state == "critical",
         not _fits(candidate, slot, demand, policy),

@@ -226,6 +226,8 @@ def _usage_rows(event: Exported) -> Iterator[tuple[Row, int]]:
         "model": settled.model,
         "prompt_tokens": settled.prompt_tokens,
         "completion_tokens": settled.completion_tokens,
+        "unit": settled.unit,
+        "units": settled.units,
         "cost_micro_usd": settled.cost,
     }
     yield row, settled.cost
@@ -285,6 +287,8 @@ KINDS: dict[str, Kind] = {
             "model",
             "prompt_tokens",
             "completion_tokens",
+            "unit",
+            "units",
             "cost_micro_usd",
         ),
         _usage_rows,

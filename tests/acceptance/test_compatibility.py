@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ import openai
 import pytest
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
+from openai.types.audio.transcription_create_params import TranscriptionCreateParamsBase
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.image_generate_params import ImageGenerateParamsBase
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
+from agent.testing.tiny_embedder import build_random_embedder
+from agent.testing.tiny_flux import build_random_flux
+from agent.testing.tiny_whisper import build_random_whisper, sine_wav
 from tests.support.machine import MODEL
-from tests.support.processes import Coordinator, Process
+from tests.support.processes import Coordinator, Process, agent, eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
 
@@ -30,6 +37,9 @@ FUNCTION = {"name": "f", "description": "Does it.", "parameters": {"type": "obje
 WORKS, IGNORED, REFUSED, ABSENT = "works", "accepted, not used", "refused by name", "does not exist"
 
 IGNORABLE = {
+    "background",
+    "quality",
+    "style",
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
@@ -44,6 +54,54 @@ IGNORABLE = {
     "workspace_id",
 }
 """Hints and names that change nothing in an answer, so that taking them in silence misleads nobody."""
+
+EMBEDDER, PAINTER, LISTENER = "tiny-embedder", "tiny-flux", "tiny-whisper"
+SOUND = ("tone.wav", sine_wav(0.2))
+
+EMBEDDINGS: dict[str, Any] = {
+    "dimensions": 4,
+    "encoding_format": "base64",
+    "input": ["a", "b"],
+    "model": EMBEDDER,
+    "user": "u",
+}
+IMAGES: dict[str, Any] = {
+    "background": "transparent",
+    "complexity": "high",
+    "frame_count": 2,
+    "frame_duration_ms": 100,
+    "model": PAINTER,
+    "moderation": "low",
+    "n": 2,
+    "output_compression": 50,
+    "output_format": "webp",
+    "partial_images": 1,
+    "prompt": "a",
+    "quality": "hd",
+    "response_format": "b64_json",
+    "safety_identifier": "s",
+    "size": "32x16",
+    "stream": True,
+    "style": "vivid",
+    "svg": True,
+    "user": "u",
+}
+TRANSCRIPTIONS: dict[str, Any] = {
+    "chunking_strategy": "auto",
+    "file": SOUND,
+    "include": ["logprobs"],
+    "keywords": ["a"],
+    "known_speaker_names": ["a"],
+    "known_speaker_references": ["a"],
+    "language": "en",
+    "languages": ["en"],
+    "model": LISTENER,
+    "prompt": "a",
+    "response_format": "verbose_json",
+    "stream": True,
+    "temperature": 0.5,
+    "timestamp_granularities": ["segment"],
+}
 
 # A value for each parameter that asks for something.
 CHAT: dict[str, Any] = {
@@ -152,13 +210,32 @@ MESSAGES: dict[str, Any] = {
 
 
 @pytest.fixture
-def clients(up: Coordinator, real_agent: Process) -> Iterator[tuple[openai.OpenAI, anthropic.Anthropic]]:
+def clients(
+    up: Coordinator, real_agent: Process, media_agents: None
+) -> Iterator[tuple[openai.OpenAI, anthropic.Anthropic]]:
     key = up.books.open_account(50_000_000)
     with (
         openai.OpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0) as of_openai,
         anthropic.Anthropic(base_url=up.url, api_key=key.secret, max_retries=0) as of_anthropic,
     ):
         yield of_openai, of_anthropic
+
+
+@pytest.fixture
+def media_agents(up: Coordinator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real agent for each kind of media."""
+    key, models = up.books.open_account(0), tmp_path_factory.mktemp("media")
+    with ExitStack() as agents:
+        for model, module in (
+            (build_random_embedder(models / EMBEDDER), "agent"),
+            (build_random_flux(models / PAINTER), "agent.testing.tiny_flux"),
+            (build_random_whisper(models / LISTENER), "agent"),
+        ):
+            folder = tmp_path_factory.mktemp(model.name)
+            agents.enter_context(agent(folder, up.url, model, module=module))
+        wanted = {EMBEDDER, PAINTER, LISTENER}
+        eventually(lambda: wanted <= set(up.models(key.secret)), "the agents to be routable")
+        yield
 
 
 def outcome(call: Callable[[], Any], name: str = "") -> str:
@@ -215,10 +292,10 @@ def methods_of_openai(client: openai.OpenAI) -> Iterator[tuple[str, str]]:
         "completions.create": lambda: client.completions.create(model=MODEL, prompt=QUESTION, max_tokens=4),
         "models.list": client.models.list,
         "models.retrieve": lambda: client.models.retrieve(MODEL),
-        "embeddings.create": lambda: client.embeddings.create(model=MODEL, input="a"),
-        "images.generate": lambda: client.images.generate(prompt="a"),
+        "embeddings.create": lambda: client.embeddings.create(model=EMBEDDER, input="a"),
+        "images.generate": lambda: client.images.generate(model=PAINTER, prompt="a", size="32x32"),
         "images.edit": lambda: client.images.edit(image=file, prompt="a"),
-        "audio.transcriptions.create": lambda: client.audio.transcriptions.create(model="whisper-1", file=file),
+        "audio.transcriptions.create": lambda: client.audio.transcriptions.create(model=LISTENER, file=SOUND),
         "audio.translations.create": lambda: client.audio.translations.create(model="whisper-1", file=file),
         "audio.speech.create": lambda: client.audio.speech.create(model="tts-1", voice="alloy", input="a"),
         "moderations.create": lambda: client.moderations.create(input="a"),
@@ -274,6 +351,33 @@ def page(of_openai: openai.OpenAI, of_anthropic: anthropic.Anthropic) -> str:
         (
             "`completions.create`",
             parameters(of_openai.completions.create, legacy, LEGACY, LegacyParams.__annotations__),
+        ),
+        (
+            "`embeddings.create`",
+            parameters(
+                of_openai.embeddings.create,
+                {"model": EMBEDDER, "input": "a"},
+                EMBEDDINGS,
+                EmbeddingCreateParams.__annotations__,
+            ),
+        ),
+        (
+            "`images.generate`",
+            parameters(
+                of_openai.images.generate,
+                {"model": PAINTER, "prompt": "a", "size": "32x32", "extra_body": {"steps": 1}},
+                IMAGES,
+                ImageGenerateParamsBase.__annotations__,
+            ),
+        ),
+        (
+            "`audio.transcriptions.create`",
+            parameters(
+                of_openai.audio.transcriptions.create,
+                {"model": LISTENER, "file": SOUND, "temperature": 0},
+                TRANSCRIPTIONS,
+                TranscriptionCreateParamsBase.__annotations__,
+            ),
         ),
         ("`anthropic`: methods", methods_of_anthropic(of_anthropic)),
         (

@@ -172,8 +172,12 @@ def test_prices_and_the_catalog_are_public(up: Coordinator) -> None:
     with up.client() as client:
         pricing = client.get("/v1/pricing").json()
         catalog = client.get("/v1/models/catalog").json()["models"]
-        assert client.get("/v1/models/catalog?type=text").json()["models"] == catalog
-        assert client.get("/v1/models/catalog?type=image").json()["models"] == []
+        kinds = ("text", "embedding", "image", "transcription", "video")
+        by_kind = {kind: client.get(f"/v1/models/catalog?type={kind}").json()["models"] for kind in kinds}
+    assert sorted((one for of_kind in by_kind.values() for one in of_kind), key=lambda one: one["id"]) == catalog
+    assert all(one["model_type"] == kind for kind, of_kind in by_kind.items() for one in of_kind)
+    assert by_kind["image"]
+    assert by_kind["video"] == []
     models = [price["model"] for price in pricing["prices"]]
     assert models == sorted(models)
     assert {
@@ -185,7 +189,20 @@ def test_prices_and_the_catalog_are_public(up: Coordinator) -> None:
     } in pricing["prices"]
     assert (pricing["fallback_input_usd"], pricing["fallback_output_price"]) == ("$0.0500", 200_000)
     assert pricing["minimum_charge_micro_usd"] == 100
-    assert (pricing["image_prices"], pricing["transcription_prices"]) == ([], [])
+    assert {
+        "model": "flux_2_klein_9b_q8p.ckpt",
+        "price_per_image": 2_500,
+        "price_usd": "$0.0025",
+        "unit": "per image (1024x1024)",
+    } in pricing["image_prices"]
+    assert pricing["transcription_prices"] == [
+        {
+            "model": "whisper-large-v3-turbo",
+            "price_per_minute": 1_000,
+            "price_usd": "$0.0010",
+            "unit": "per audio-minute",
+        }
+    ]
     assert [entry["id"] for entry in catalog] == sorted(entry["id"] for entry in catalog)
     assert {"id", "s3_name", "display_name", "model_type", "size_gb", "min_ram_gb", "active"} <= catalog[0].keys()
 

@@ -17,10 +17,13 @@ from adapters.postgres import credentials
 from api.app import make_app
 from api.openapi.routes import document
 from domain.catalog import Catalog
+from domain.kinds import TEXT
+from domain.protocol import ENDPOINTS, HEARTBEAT_INTERVAL_SECONDS
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
 METHODS = ("get", "post", "put", "patch", "delete")
+MEDIA_MODELS = [model for model in Catalog.built_in(development=True).active() if model.kind != TEXT]
 NOT_FOR_CLIENTS = (
     "/internal/",
     "/link",
@@ -47,7 +50,7 @@ def examples() -> list[tuple[str, str, dict[str, Any]]]:
         (path, name, example["value"])
         for method, path, operation in operations()
         if method == "post" and "requestBody" in operation
-        for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
+        for name, example in operation["requestBody"]["content"].get("application/json", {}).get("examples", {}).items()
     ]
 
 
@@ -84,11 +87,15 @@ def secret(up: Coordinator) -> str:
 @pytest.mark.parametrize(
     ("path", "name", "body"), examples(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_an_example_runs(
+async def test_an_example_runs(
     up: Coordinator, real_agent: Process, secret: str, path: str, name: str, body: dict[str, Any]
 ) -> None:
-    with up.client(secret) as client:
-        answer = client.post(path, json=body)
+    async with AsyncExitStack() as machines:
+        for model in MEDIA_MODELS:
+            if path == ENDPOINTS[model.kind]:
+                await machines.enter_async_context(Machine(up.url, model=model.id, kind=model.kind).connected())
+        with up.client(secret) as client:
+            answer = await asyncio.to_thread(client.post, path, json=body)
     assert answer.status_code == 200, answer.text
     kind = answer.headers["content-type"]
     assert kind == ("text/event-stream" if body.get("stream") else "application/json")
@@ -99,6 +106,13 @@ def test_the_document_is_served_to_everybody(up: Coordinator) -> None:
         assert client.get("/openapi.json").json() == document()
 
 
+async def _beat(machine: Machine) -> None:
+    """Keep a machine connected for longer than the coordinator waits for a sign of life."""
+    while True:
+        await asyncio.sleep(HEARTBEAT_INTERVAL_SECONDS)
+        await machine.heartbeat()
+
+
 @pytest.mark.timeout(900)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
@@ -106,7 +120,9 @@ async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():
-            await machines.enter_async_context(Machine(up.url, model=model.id).connected())
+            machine = Machine(up.url, model=model.id, kind=model.kind)
+            beating = asyncio.create_task(_beat(await machines.enter_async_context(machine.connected())))
+            machines.callback(beating.cancel)
         done = await asyncio.to_thread(
             subprocess.run, [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )

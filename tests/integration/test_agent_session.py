@@ -23,7 +23,7 @@ from websockets.http11 import Request, Response
 from adapters.crypto import signing
 from adapters.crypto.box import SealedChannel, parse_public_key, public_key_text
 from agent import models
-from agent.engine.thread import MlxThread
+from agent.engine.choice import Threads
 from agent.errors import AlreadyRunning
 from agent.identity import load_identity
 from agent.link import Link, RetryPolicy
@@ -50,16 +50,16 @@ def slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Slot]]
     build_reciting_model(root / "story", SCRIPT)
     build_reciting_model(root / "endless", ENDLESS, endless=True, context_length=100_000)
     build_random_model(root / "random")
-    thread = MlxThread()
+    threads = Threads()
 
     async def load() -> dict[str, Slot]:
-        return {name: await load_slot(models.inspect(root / name), thread, 2) for name in SERVED}
+        return {name: await load_slot(models.inspect(root / name), threads, 2) for name in SERVED}
 
     slots = asyncio.run(load())
     yield slots
     for slot in slots.values():
         slot.engine.close()
-    assert thread.close()
+    assert threads.close()
 
 
 @pytest.fixture

@@ -239,9 +239,13 @@ class Auditor:
             assert event.cost >= min(admission.quote.minimum_charge, event.reserved), "7: less than the minimum"
         assert 0 <= event.prompt_tokens <= admission.prompt_bound, "7: prompt tokens above their bound"
         assert 0 <= event.completion_tokens <= admission.output_bound, "7: completion tokens above their bound"
+        assert 0 <= event.units <= admission.units_bound, "7: units above their bound"
+        assert event.unit == admission.quote.unit, "7: charged in the unit of the quote"
         completed = self.completions[event.job_id]
-        usage = (event.prompt_tokens, event.completion_tokens)
-        assert usage == (completed.prompt_tokens, completed.completion_tokens), "6: what completed is what is charged"
+        usage = (event.prompt_tokens, event.completion_tokens, event.units)
+        assert usage == (completed.prompt_tokens, completed.completion_tokens, completed.units), (
+            "6: what completed is what is charged"
+        )
 
     # --- what keys may spend ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from datetime import date
+from fractions import Fraction
+from math import floor
 from typing import Any
 from uuid import UUID
 
@@ -30,12 +32,12 @@ class Attempt:
 
 @dataclass
 class Request:
+    """``prices`` are of a million tokens read, of a million written, and of one of the quote's unit."""
+
     account: str
-    input_price: int
-    output_price: int
+    prices: tuple[int, int, Fraction]
     minimum: int
-    prompt_bound: int
-    output_bound: int
+    bounds: tuple[int, int, int]
     key: str = ""
     limit: int | None = None
     """What its key may spend in a day, if that is limited."""
@@ -43,13 +45,14 @@ class Request:
     failed: set[int] = field(default_factory=set)
     end: dict[str, Any] | None = None
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
-        total = prompt_tokens * self.input_price // 10**6 + completion_tokens * self.output_price // 10**6
+    def cost(self, prompt_tokens: int, completion_tokens: int, units: int) -> int:
+        read, written, unit = self.prices
+        total = prompt_tokens * read // 10**6 + completion_tokens * written // 10**6 + floor(units * unit)
         return max(total, self.minimum)
 
     @property
     def reserved(self) -> int:
-        return self.cost(self.prompt_bound, self.output_bound)
+        return self.cost(*self.bounds)
 
 
 @dataclass
@@ -138,9 +141,8 @@ class Model:
         number: int,
         *,
         account: str,
-        prompt: int,
-        completion: int,
-        delivered: int,
+        claimed: tuple[int, int, int],
+        delivered: tuple[int, int],
         fee_percent: int,
         today: date,
     ) -> dict[str, Any]:
@@ -150,18 +152,17 @@ class Model:
         attempt = request.attempts.get(number)
         if attempt is None or number in request.failed or account != request.account:
             raise Refused
-        if min(prompt, completion, delivered) < 0 or not 0 <= fee_percent <= 100:
+        if min(*claimed, *delivered) < 0 or not 0 <= fee_percent <= 100:
             raise Refused
-        bound = min(delivered, request.output_bound)
-        self.anomalies += prompt > request.prompt_bound or completion > bound
-        prompt, completion = min(prompt, request.prompt_bound), min(completion, bound)
+        known = (request.bounds[0], *delivered)
+        used = tuple(map(min, claimed, known, request.bounds))
+        self.anomalies += used != claimed
         free = attempt.owner == account
-        cost = 0 if free else min(request.cost(prompt, completion), request.reserved)
+        cost = 0 if free else min(request.cost(*used), request.reserved)
         fee = cost * fee_percent // 100
         request.end = {
             "attempt": number,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
+            **dict(zip(("prompt_tokens", "completion_tokens", "units"), used, strict=True)),
             "cost": cost,
             "fee": fee,
             "provider_amount": cost - fee,

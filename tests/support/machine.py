@@ -6,8 +6,10 @@ It stands in for the agent where a test needs what a well-behaved agent never do
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +21,9 @@ from nacl.public import PrivateKey
 
 from adapters.crypto import box, signing
 from domain import protocol
+from domain.kinds import EMBEDDING, IMAGE, TEXT, ModelKind
 from domain.protocol import (
+    ENDPOINTS,
     AttestationChallenge,
     AttestationResponse,
     BackendCapacity,
@@ -58,8 +62,9 @@ class Job:
     async def accept(self) -> None:
         await self._machine.send(InferenceAccepted(request_id=self.job_id))
 
-    async def chunk(self, text: str) -> None:
-        sealed = Sealed(self._machine.public_key, self._channel.seal(text.encode()))
+    async def chunk(self, text: str | bytes) -> None:
+        plain = text.encode() if isinstance(text, str) else text
+        sealed = Sealed(self._machine.public_key, self._channel.seal(plain))
         await self._machine.send(InferenceResponseChunk(request_id=self.job_id, encrypted_data=sealed))
 
     async def delta(self, content: str | None = None, *, finish: str | None = None) -> None:
@@ -67,11 +72,11 @@ class Job:
         event = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
         await self.chunk("data: " + json.dumps(event))
 
-    async def complete(self, prompt_tokens: int, completion_tokens: int) -> None:
+    async def complete(self, prompt_tokens: int, completion_tokens: int, units: int = 0) -> None:
         await self._machine.send(
             InferenceComplete(
                 request_id=self.job_id,
-                usage=Usage(prompt_tokens, completion_tokens),
+                usage=Usage(prompt_tokens, completion_tokens, units),
                 response_hash="ab" * 32,
                 se_signature="c2ln",
             )
@@ -80,6 +85,9 @@ class Job:
 
 async def answer_at_once(machine: Machine, job: Job, words: tuple[str, ...] = ("Hello", ", ", "world")) -> None:
     """A well-behaved answer of a few words, in the form that was asked for."""
+    if job.body.get("endpoint") in ENDPOINTS.values():
+        await make_at_once(job)
+        return
     await job.accept()
     if job.body.get("stream"):
         await job.chunk(
@@ -95,6 +103,38 @@ async def answer_at_once(machine: Machine, job: Job, words: tuple[str, ...] = ("
     await job.complete(7, len(words))
 
 
+async def make_at_once(job: Job) -> None:
+    """Well-behaved media of the least size."""
+    await job.accept()
+    body = job.body
+    if body["endpoint"] == ENDPOINTS[EMBEDDING]:
+        vector = struct.pack(f"<{body.get('dimensions', 4)}f", 1, *[0] * (body.get("dimensions", 4) - 1))
+        for index in range(len(body["input"])):
+            await job.chunk(f'data: {{"index":{index},"embedding":"{base64.b64encode(vector).decode()}"}}')
+        await job.complete(len(body["input"]), 0)
+    elif body["endpoint"] == ENDPOINTS[IMAGE]:
+        for index in range(body["n"]):
+            await send_image(job, index, png(body["width"], body["height"]))
+        await job.complete(0, 0, body["n"] * protocol.billed_pixels(body["width"], body["height"]))
+    else:
+        segment = {"start": 0.0, "end": 0.5, "text": "Hello"}
+        said = {"text": "Hello", "duration": 0.5, "language": "english", "segments": [segment]}
+        await job.chunk("data: " + json.dumps(said))
+        await job.complete(0, 0, 500)
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """What looks like a PNG of this size to whoever reads its head and its end."""
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", width, height)
+    return head + b"\x08\x02\0\0\0\0\0\0\0" + pixels + b"\0" * 12 + b"\0\0\0\0IEND\xaeB`\x82"
+
+
+async def send_image(job: Job, index: int, content: bytes, part_bytes: int = 512 * 1024) -> None:
+    await job.chunk(f'data: {{"index":{index},"bytes":{len(content)}}}')
+    for at in range(0, len(content), part_bytes):
+        await job.chunk(content[at : at + part_bytes])
+
+
 class Machine:
     """A connected machine. ``jobs`` collects what it was asked, ``status`` the coordinator's last verdict."""
 
@@ -105,6 +145,7 @@ class Machine:
         *,
         concurrency: int = 4,
         model: str = MODEL,
+        kind: ModelKind = TEXT,
         signing_key: ec.EllipticCurvePrivateKey | None = None,
         auth_token: str = "",
     ) -> None:
@@ -112,6 +153,7 @@ class Machine:
         self._answer = answer
         self._concurrency = concurrency
         self._model = model
+        self._kind = kind
         self._secret = PrivateKey.generate()
         self._auth_token = auth_token
         self.signing_key = signing_key or ec.generate_private_key(ec.SECP256R1())
@@ -176,7 +218,7 @@ class Machine:
         envelope = b'{"attestation":%b,"signature":"%b"}' % (blob, signing.sign(self.signing_key, blob).encode())
         return Register(
             hardware=Hardware(machine_model="Test1,1", chip_name="Test chip", memory_gb=64),
-            models=(OfferedModel(self._model, 1_000_000, "llama", "none", context_length=1024),),
+            models=(OfferedModel(self._model, 1_000_000, "llama", "none", context_length=1024, kind=self._kind),),
             backend="inprocess-mlx",
             version="0.1.0",
             public_key=self.public_key,

@@ -202,11 +202,13 @@ def coordinator(
 
 
 @contextlib.contextmanager
-def agent(folder: Path, url: str, model: Path, env: dict[str, str] | None = None) -> Generator[Process, None, None]:
-    """A real agent; it may not be connected yet."""
+def agent(
+    folder: Path, url: str, model: Path, env: dict[str, str] | None = None, *, module: str = "agent"
+) -> Generator[Process, None, None]:
+    """A real agent; it may not be connected yet. ``module`` is what runs it."""
     home = folder / "agent-home"
     home.mkdir(mode=0o700, exist_ok=True)
-    command = [sys.executable, "-m", "agent", "serve", "--coordinator", url, "--model", str(model)]
+    command = [sys.executable, "-m", module, "serve", "--coordinator", url, "--model", str(model)]
     process = Process("agent", command, folder, {"DARKBLOOM_HOME": str(home)} | (env or {}))
     try:
         yield process

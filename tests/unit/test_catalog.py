@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from domain.catalog import TINY_MODEL_ID, Catalog
-from domain.pricing import BUILT_IN_PRICES
+from domain.kinds import TEXT
+from domain.pricing import BUILT_IN_PRICES, quote_for
 
 
 @pytest.fixture
@@ -27,6 +28,9 @@ def test_every_entry_bounds_its_requests(development: Catalog) -> None:
     for model_id in [*BUILT_IN_PRICES, TINY_MODEL_ID]:
         model = development.get(model_id)
         assert model is not None
+        if model.kind != TEXT:
+            assert quote_for(model.id, model.kind).output_price == 0
+            continue
         assert 0 < model.output_max <= model.context_length
         assert model.template_tokens > 0
         assert model.message_tokens > 0

@@ -6,6 +6,7 @@ import pytest
 
 from domain.accounts import Account
 from domain.errors import Conflict, InsufficientFunds, UnknownRequest
+from domain.kinds import IMAGE
 from domain.ledger import Balance, CloseSession, Command, OpenAccount, OpenSession, Release
 from domain.machines import ProviderMachine
 from domain.pricing import quote_for
@@ -192,6 +193,29 @@ class TestSettlement:
         assert (settled.free, settled.cost, settled.fee, settled.provider_amount) == (True, 0, 0, 0)
         assert wallet(ledger, "ada").balance == 5_000
         assert topics(ledger, since=5) == ["JobCompleted", "RequestSettled", "HoldCaptured"]
+
+    @pytest.mark.parametrize(
+        ("claimed", "delivered", "charged", "cost"),
+        [
+            (2_097_152, 2_097_152, 2_097_152, 3_000),
+            (2_097_152, 1_048_576, 1_048_576, 1_500),
+            (9_999_999, 9_999_999, 2_097_152, 3_000),
+            (1_398_102, 2_097_152, 1_398_102, 2_000),
+            (1_398_101, 2_097_152, 1_398_101, 1_999),
+            (0, 2_097_152, 0, 100),
+        ],
+    )
+    def test_images_are_charged_by_their_pixels_within_both_bounds(
+        self, ledger: MemoryLedger, claimed: int, delivered: int, charged: int, cost: int
+    ) -> None:
+        asked = admit("ada", 0, 0, quote=quote_for("flux", IMAGE), units_bound=2_097_152)
+        given(ledger, grant("ada", 5_000), asked, dispatch())
+        assert wallet(ledger, "ada").balance == 2_000
+        settled = ledger.execute(settle("ada", 0, 0, claimed_units=claimed, units_bound=delivered))
+        assert isinstance(settled, RequestSettled)
+        assert (settled.unit, settled.units, settled.cost) == ("pixel", charged, cost)
+        assert wallet(ledger, "ada").balance == 5_000 - cost
+        assert ("UsageClaimClamped" in topics(ledger)) is (claimed != charged)
 
     def test_an_unlinked_machines_share_is_owed_to_the_machine(self, ledger: MemoryLedger) -> None:
         given(ledger, grant("ada", 5_000), admit("ada"), dispatch(owner=""), settle("ada"))

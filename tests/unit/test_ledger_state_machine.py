@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
@@ -71,10 +72,19 @@ QUOTES = (
     Quote(2_000_001, 999_999, "built_in", 1, 250),
     Quote(130_000, 1_040_000, "built_in", 1, 0),
     Quote(0, 0, "built_in", 1, 0),
+    Quote(0, 0, "default", 1, 100, "pixel", 1_500),
+    Quote(0, 0, "built_in", 1, 0, "audio_ms", 60_001),
+    Quote(10_000, 0, "built_in", 1, 1, "pixel", 7),
 )
 KEYS = (None, 150, 900)
 """What the key of a request may spend in a day, in micro-USD. Each account has one key of each kind."""
 
+UNIT_PRICES: dict[str, Callable[[int], Fraction]] = {
+    "": lambda price: Fraction(0),
+    "pixel": lambda price: Fraction(price, 1024 * 1024),
+    "audio_ms": lambda price: Fraction(price, 60 * 1000),
+}
+"""Micro-USD for one of each unit: an image of 1024x1024 and a minute cost the price."""
 HARDWARE: tuple[dict[str, str | int], ...] = ({"chip_name": "M4"}, {"chip_name": "M4", "memory_gb": 64})
 REASONS = ("rejected", "cancelled", "failed", "expired", "no_terminal")
 NEVER_ADMITTED = UUID(int=0)
@@ -92,6 +102,9 @@ limits = st.sampled_from(KEYS)
 credit = st.sampled_from((20_000, 3_000, 450, 100, 1))
 poor = st.sampled_from((1, 100, 450, 3_000))
 tokens = st.integers(0, 1_500)
+units = st.integers(0, 3_000_000)
+used_up = st.tuples(tokens, tokens, units)
+"""Tokens read, tokens written, and what else the quote meters."""
 indexes = st.integers(0, 7)
 attempts = st.integers(1, 3)
 failures = st.sets(st.integers(1, 3), max_size=2)
@@ -100,13 +113,14 @@ whole_request = (
     accounts,
     limits,
     quotes,
-    st.tuples(tokens, tokens),
+    used_up,
     st.sampled_from((0, 40)),
     machines,
     attempts,
     fees,
 )
-"""Account, limit of its key, quote, tokens used, tokens claimed too many, machine, attempts that it took, fee."""
+"""Account, limit of its key, quote, what is used, how much of each is claimed too much, machine, attempts that it took,
+fee."""
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -183,9 +197,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the life of a request ---------------------------------------------------------------------------------------
 
-    @rule(asked=st.tuples(accounts, limits, quotes), bounds=st.tuples(tokens, tokens), machine=machines, times=attempts)
+    @rule(asked=st.tuples(accounts, limits, quotes), bounds=used_up, machine=machines, times=attempts)
     def begin(
-        self, asked: tuple[str, int | None, Quote], bounds: tuple[int, int], machine: tuple[str, str], times: int
+        self, asked: tuple[str, int | None, Quote], bounds: tuple[int, int, int], machine: tuple[str, str], times: int
     ) -> None:
         """Requests that are left open."""
         for _ in range(times):
@@ -202,24 +216,24 @@ class LedgerMachine(RuleBasedStateMachine):
         account: str,
         limit: int | None,
         quote: Quote,
-        used: tuple[int, int],
+        used: tuple[int, int, int],
         too_many: int,
         machine: tuple[str, str],
         tries: int,
         fee_percent: int,
     ) -> None:
         """A whole request, as most of them go."""
-        key = self._admit_new(account, limit, quote, used[0] + 30, used[1] + 20)
+        key = self._admit_new(account, limit, quote, used[0] + 30, used[1] + 20, used[2] + 10)
         if key is not None:
             for number in range(1, tries + 1):
                 self._dispatch(key, number, machine, {number - 1} - {0})
-            claim = (used[0] + too_many, used[1] + too_many, used[1] + 16)
+            claim = (*(count + too_many for count in used), used[1] + 16, used[2])
             self._settle(key, tries, account, claim, fee_percent)
 
     @precondition(lambda self: self.model.requests)
     @rule(index=indexes, account=accounts, limit=limits, quote=quotes, prompt=tokens)
     def admit_what_is_known(self, index: int, account: str, limit: int | None, quote: Quote, prompt: int) -> None:
-        self._admit(self.request(index), account, limit, quote, prompt, prompt)
+        self._admit(self.request(index), account, limit, quote, prompt, prompt, prompt)
 
     @precondition(lambda self: self.model.requests)
     @rule(index=indexes, number=attempts, machine=machines, failed=failures)
@@ -227,8 +241,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self._dispatch(self.request(index), number, machine, {one for one in failed if one < number})
 
     @precondition(lambda self: self.model.requests)
-    @rule(index=indexes, number=attempts, claim=st.tuples(tokens, tokens, tokens), fee_percent=fees)
-    def settle(self, index: int, number: int, claim: tuple[int, int, int], fee_percent: int) -> None:
+    @rule(index=indexes, number=attempts, claim=st.tuples(tokens, tokens, units, tokens, units), fee_percent=fees)
+    def settle(self, index: int, number: int, claim: tuple[int, ...], fee_percent: int) -> None:
         key = self.request(index)
         self._settle(key, number, self.model.requests[key].account, claim, fee_percent)
 
@@ -243,23 +257,29 @@ class LedgerMachine(RuleBasedStateMachine):
     def end_what_makes_no_sense(self, index: int, account: str, prompt: int, fee_percent: int) -> None:
         """For another account, with impossible numbers, of a job or a request that never was."""
         key = self.request(index)
-        self._settle(key, 1, account, (prompt, 5, 5), fee_percent)
-        self._settle(key, 4, self.model.requests[key].account, (5, 5, 5), 0)
+        self._settle(key, 1, account, (prompt, 5, 5, 5, 5), fee_percent)
+        self._settle(key, 1, account, (5, 5, prompt, 5, 5), fee_percent)
+        self._settle(key, 4, self.model.requests[key].account, (5, 5, 5, 5, 5), 0)
         if account != self.model.requests[key].account:
             self._release(key, account, "failed", {1})
-        self._settle(NEVER_ADMITTED, 1, account, (5, 5, 5), 0)
+        self._settle(NEVER_ADMITTED, 1, account, (5, 5, 5, 5, 5), 0)
         self._release(NEVER_ADMITTED, account, "failed", set())
         self._dispatch(NEVER_ADMITTED, 1, MACHINES[0], set())
 
-    def _admit_new(
-        self, account: str, limit: int | None, quote: Quote, prompt_bound: int, output_bound: int
-    ) -> UUID | None:
+    def _admit_new(self, account: str, limit: int | None, quote: Quote, *bounds: int) -> UUID | None:
         key = UUID(int=len(self.model.requests) + 1)
-        self._admit(key, account, limit, quote, prompt_bound, output_bound)
+        self._admit(key, account, limit, quote, *bounds)
         return key if key in self.model.requests else None
 
     def _admit(
-        self, key: UUID, account: str, limit: int | None, quote: Quote, prompt_bound: int, output_bound: int
+        self,
+        key: UUID,
+        account: str,
+        limit: int | None,
+        quote: Quote,
+        prompt_bound: int,
+        output_bound: int,
+        units_bound: int,
     ) -> None:
         command = Admit(
             actor=Actor("consumer", account),
@@ -273,19 +293,13 @@ class LedgerMachine(RuleBasedStateMachine):
             prompt_estimate=prompt_bound // 4,
             prompt_bound=prompt_bound,
             output_bound=output_bound,
+            units_bound=units_bound,
             quote=quote,
             expires_at=BEGINNING + timedelta(hours=1),
         )
-        asked = Request(
-            account,
-            quote.input_price,
-            quote.output_price,
-            quote.minimum_charge,
-            prompt_bound,
-            output_bound,
-            _key(account, limit),
-            limit,
-        )
+        prices = (quote.input_price, quote.output_price, UNIT_PRICES[quote.unit](quote.unit_price))
+        bounds = (prompt_bound, output_bound, units_bound)
+        asked = Request(account, prices, quote.minimum_charge, bounds, _key(account, limit), limit)
         result, expected = self.perform(
             command, lambda: self.model.admit(key, asked, self.ledger.now.date()), refusal=InsufficientFunds
         )
@@ -310,8 +324,8 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         assert result is expected
 
-    def _settle(self, key: UUID, number: int, account: str, claim: tuple[int, int, int], fee_percent: int) -> None:
-        prompt, completion, delivered = claim
+    def _settle(self, key: UUID, number: int, account: str, claim: tuple[int, ...], fee_percent: int) -> None:
+        prompt, completion, claimed_units, delivered, units_delivered = claim
         command = Settle(
             request_id=key,
             account_id=account,
@@ -319,6 +333,8 @@ class LedgerMachine(RuleBasedStateMachine):
             claimed_prompt_tokens=prompt,
             claimed_completion_tokens=completion,
             completion_bound=delivered,
+            claimed_units=claimed_units,
+            units_bound=units_delivered,
             fee_percent=fee_percent,
         )
         result, expected = self.perform(
@@ -327,9 +343,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 key,
                 number,
                 account=account,
-                prompt=prompt,
-                completion=completion,
-                delivered=delivered,
+                claimed=(prompt, completion, claimed_units),
+                delivered=(delivered, units_delivered),
                 fee_percent=fee_percent,
                 today=self.ledger.now.date(),
             ),
@@ -521,7 +536,7 @@ class LedgerMachine(RuleBasedStateMachine):
         usage: dict[str, tuple[int, int]] = {}
         for row in self.tables.usage.values():
             count, cost = usage.get(row[1], (0, 0))
-            usage[row[1]] = (count + 1, cost + row[5])
+            usage[row[1]] = (count + 1, cost + row[7])
         assert usage == auditor.usage_by_account(), "12: usage differs from the settlements"
         earned: dict[str, int] = {}
         for row in self.tables.earnings.values():
@@ -567,6 +582,7 @@ def _assert_end(key: UUID, found: RequestSettled | RequestReleased | None, expec
             "attempt": next(number for number in (1, 2, 3) if found.job_id == _job(key, number)),
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
+            "units": found.units,
             "cost": found.cost,
             "fee": found.fee,
             "provider_amount": found.provider_amount,

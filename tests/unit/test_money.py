@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from domain.money import (
     AMOUNT_MICRO_USD_MAX,
     MICRO_USD_PER_USD,
+    TOKENS_PER_PRICE,
     NotAnAmount,
     format_usd,
+    metered_cost_micro_usd,
     parse_usd,
     percent_of,
-    token_cost_micro_usd,
 )
 
 amounts = st.integers(0, 10**15)
@@ -35,21 +36,23 @@ class TestTokenCost:
         ],
     )
     def test_a_kind_of_token_is_rounded_down(self, tokens: int, price: int, cost: int) -> None:
-        assert token_cost_micro_usd(tokens, price) == cost
+        assert metered_cost_micro_usd(tokens, price, per=TOKENS_PER_PRICE) == cost
 
     @given(st.integers(0, 10**9), st.integers(0, 10**9))
     def test_the_cost_is_the_exact_floor_even_where_a_float_is_not(self, tokens: int, price: int) -> None:
         exact = (Decimal(tokens) * Decimal(price) / 10**6).to_integral_value(ROUND_FLOOR)
-        assert token_cost_micro_usd(tokens, price) == int(exact)
+        assert metered_cost_micro_usd(tokens, price, per=TOKENS_PER_PRICE) == int(exact)
 
     @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**7))
     def test_more_tokens_never_cost_less(self, tokens: int, more: int, price: int) -> None:
-        assert token_cost_micro_usd(tokens + more, price) >= token_cost_micro_usd(tokens, price)
+        assert metered_cost_micro_usd(tokens + more, price, per=TOKENS_PER_PRICE) >= metered_cost_micro_usd(
+            tokens, price, per=TOKENS_PER_PRICE
+        )
 
     @pytest.mark.parametrize(("tokens", "price"), [(-1, 5), (5, -1), (-1, -1)])
     def test_negative_numbers_are_refused_because_the_floor_would_grow(self, tokens: int, price: int) -> None:
         with pytest.raises(ValueError, match="never negative"):
-            token_cost_micro_usd(tokens, price)
+            metered_cost_micro_usd(tokens, price, per=TOKENS_PER_PRICE)
 
 
 class TestPercentages:

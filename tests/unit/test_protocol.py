@@ -354,7 +354,7 @@ class TestLimits:
 
     def test_the_sizes_of_frames_are_those_of_the_specification(self) -> None:
         assert protocol.COORDINATOR_INBOUND_BYTES_MAX == 10 * 1_048_576
-        assert protocol.PROVIDER_INBOUND_BYTES_MAX == 32 * 1_048_576
+        assert protocol.PROVIDER_INBOUND_BYTES_MAX == 48 * 1_048_576
 
 
 class TestSignedBytes:

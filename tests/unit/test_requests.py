@@ -27,6 +27,7 @@ def admitted() -> InferenceRequest:
         prompt_estimate=1,
         prompt_bound=2,
         output_bound=3,
+        units_bound=0,
         reserved=100,
         quote=quote_for("model"),
         self_route=False,

@@ -74,6 +74,8 @@ class TestCapacity:
 
 REFUSALS: list[tuple[Reason, dict[str, Any], Load, Demand, float]] = [
     (Reason.MODEL_NOT_OFFERED, {"models": {"other": 1}}, Load(), DEMAND, 0.0),
+    (Reason.OTHER_KIND, {"kinds": {"model": "image"}}, Load(), DEMAND, 0.0),
+    (Reason.OTHER_KIND, {}, Load(), msgspec.structs.replace(DEMAND, kind="transcription"), 0.0),
     (Reason.UNTRUSTED, {"untrusted": True}, Load(), DEMAND, 0.0),
     (Reason.DRAINING, {"draining": True}, Load(), DEMAND, 0.0),
     (Reason.TRUST_TOO_LOW, {"trust_level": "self_signed"}, Load(), DEMAND, 0.0),
@@ -85,6 +87,7 @@ REFUSALS: list[tuple[Reason, dict[str, Any], Load, Demand, float]] = [
     (Reason.CHALLENGE_STALE, {"challenge_passed_at": NOW - 360.5}, Load(), DEMAND, 0.0),
     (Reason.CHALLENGE_STALE, {"challenge_passed_at": 0.0}, Load(), DEMAND, 0.0),
     (Reason.FULL, {"capacity": 4}, Load(requests_all=4), DEMAND, 0.0),
+    (Reason.ENGINE_FULL, {"slots": {"model": SlotState("idle", max_concurrency=2)}}, Load(2, 2), DEMAND, 0.0),
     (Reason.SLOT_UNAVAILABLE, {"slots": {"model": SlotState("crashed")}}, Load(), DEMAND, 0.0),
     (Reason.SLOT_UNAVAILABLE, {"slots": {"model": SlotState("reloading")}}, Load(), DEMAND, 0.0),
     (Reason.OVERHEATED, {"thermal_state": "critical"}, Load(), DEMAND, 0.0),
