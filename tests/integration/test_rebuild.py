@@ -245,9 +245,11 @@ def test_a_reader_that_never_ends_fails_the_rebuild_and_holds_nobody_up(
 
 def test_an_event_that_cannot_be_read_leaves_the_tables_as_they_were(kept: str, look: Connection) -> None:
     before = tables(look)
-    position = head_of(look)
     with past_the_guard(look):
-        look.execute("UPDATE events SET state = 'x' WHERE position = %s", (position,))
+        look.execute(
+            "UPDATE events SET state = 'x' WHERE position ="
+            " (SELECT max(position) FROM events WHERE topic = 'JournalEntry.JournalEntryPosted')"
+        )
 
     with pytest.raises(EventNotReadable):
         rebuild(kept)
