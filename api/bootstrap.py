@@ -260,6 +260,8 @@ def scheduler_worker(
         yield worker
     finally:
         worker.stop()
+        if isinstance(mailbox, HttpMailbox):
+            mailbox.close()
         pool.close()
 
 

@@ -55,6 +55,8 @@ from projections.usage import UsageEntries
 
 BROKER_URL = "amqp://guest:guest@127.0.0.1:5672/"
 QUOTE = Quote(input_price=50_000, output_price=200_000, source="default", book_version=1, minimum_charge=100)
+PARTS = ("embedded", "rabbitmq", "jobs", "heartbeats")
+JOB_FIGURES = ("jobs_per_second_1_worker", "jobs_per_second_2_workers")
 JOB_MACHINES = 200
 ADMITTED_AT_ONCE = 256
 NOTICES_SECONDS_MAX = 300.0
@@ -225,24 +227,38 @@ def _heartbeat_core_share(folder: Path, server_dsn: str, broker_url: str, machin
 
 
 def _measure(options: argparse.Namespace, folder: Path, server_dsn: str) -> dict[str, float | None]:
-    names = ("rabbitmq_p50_ms", "rabbitmq_p99_ms", "bare_rabbitmq_p50_ms", "bare_rabbitmq_p99_ms")
-    jobs = ("jobs_per_second_1_worker", "jobs_per_second_2_workers")
-    share = f"heartbeat_core_share_{options.machines}"
-    figures: dict[str, float | None] = {**_embedded(folder, server_dsn, options.requests)}
+    figures: dict[str, float | None] = {}
+    if "embedded" in options.parts:
+        figures |= _embedded(folder, server_dsn, options.requests)
     with scratch_vhost(options.broker_url) as broker_url:
         if broker_url is None:
             sys.stderr.write(f"no RabbitMQ answers at {options.broker_url.rpartition('@')[2]}\n")
-            return figures | dict.fromkeys((*names, *jobs, share))
-        figures |= _across_processes(folder, server_dsn, broker_url, options.requests)
-        for workers, name in enumerate(jobs, start=1):
-            figures[name] = round(_jobs_per_second(folder, server_dsn, broker_url, workers, options.jobs))
-        heartbeats = _heartbeat_core_share(folder, server_dsn, broker_url, options.machines, options.heartbeat_seconds)
-        return figures | {share: round(heartbeats, 3)}
+            return figures | dict.fromkeys(_needs_rabbitmq(options))
+        if "rabbitmq" in options.parts:
+            figures |= _across_processes(folder, server_dsn, broker_url, options.requests)
+        if "jobs" in options.parts:
+            for workers, name in enumerate(JOB_FIGURES, start=1):
+                figures[name] = round(_jobs_per_second(folder, server_dsn, broker_url, workers, options.jobs))
+        if "heartbeats" in options.parts:
+            seconds = options.heartbeat_seconds
+            share = _heartbeat_core_share(folder, server_dsn, broker_url, options.machines, seconds)
+            figures[f"heartbeat_core_share_{options.machines}"] = round(share, 3)
+    return figures
+
+
+def _needs_rabbitmq(options: argparse.Namespace) -> list[str]:
+    names = {
+        "rabbitmq": [f"{way}_p{percent}_ms" for way in ("bare_rabbitmq", "rabbitmq") for percent in (50, 99)],
+        "jobs": list(JOB_FIGURES),
+        "heartbeats": [f"heartbeat_core_share_{options.machines}"],
+    }
+    return [name for part in options.parts for name in names.get(part, ())]
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--broker-url", default=BROKER_URL)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=4_000)
     parser.add_argument("--machines", type=int, default=10_000)

@@ -17,6 +17,8 @@ from adapters.postgres import sql
 from domain.dispatch import NOTICES_PATH, SECRET_HEADER, Notice
 
 SECONDS_MAX = 5.0
+KEPT_MAX = 100
+"""Connections of all threads; beyond that each notice has one of its own."""
 
 
 class GatewayUnreachable(Exception):
@@ -52,7 +54,7 @@ class HttpMailbox:
         self._pool = pool
         self._urls: dict[UUID, str] = {}
         self._headers = {SECRET_HEADER: secret, "Content-Type": "application/json"}
-        self._kept = threading.local()
+        self._kept: dict[tuple[int, str], HTTPConnection] = {}
 
     def deliver(self, gateway_id: UUID, notice: Notice) -> None:
         try:
@@ -62,26 +64,32 @@ class HttpMailbox:
         if status != 204:
             raise GatewayUnreachable(f"the gateway answered {status}")
 
+    def close(self) -> None:
+        for connection in self._kept.values():
+            connection.close()
+
     def _post(self, url: str, content: bytes) -> int:
         """A kept connection may have been closed since; then it is sent again, and a notice that came twice is read
         once."""
-        connections: dict[str, HTTPConnection] = self._kept.__dict__
-        kept = connections.pop(url, None)
+        kept = self._kept.pop((threading.get_ident(), url), None)
         if kept is not None:
-            with suppress(OSError, HTTPException):
-                status = self._ask(kept, url, content)
-                connections[url] = kept
-                return status
-            kept.close()
-        connection = _connection_to(url)
-        status = self._ask(connection, url, content)
-        connections[url] = connection
-        return status
+            with suppress(ConnectionError, HTTPException):
+                return self._ask(kept, url, content)
+        return self._ask(_connection_to(url), url, content)
 
     def _ask(self, connection: HTTPConnection, url: str, content: bytes) -> int:
-        connection.request("POST", urlsplit(url).path + NOTICES_PATH, content, self._headers)
-        answer = connection.getresponse()
-        answer.read()
+        """Ask over a connection that is kept afterwards if it still works."""
+        try:
+            connection.request("POST", urlsplit(url).path + NOTICES_PATH, content, self._headers)
+            answer = connection.getresponse()
+            answer.read()
+        except BaseException:
+            connection.close()
+            raise
+        if len(self._kept) < KEPT_MAX:
+            self._kept[threading.get_ident(), url] = connection
+        else:
+            connection.close()
         return answer.status
 
     def _url_of(self, gateway_id: UUID) -> str:

@@ -13,6 +13,7 @@ from nacl.public import PrivateKey
 
 from adapters.crypto import box, signing
 from domain import protocol
+from domain.kinds import TEXT, ModelKind
 from domain.protocol import AttestationChallenge, AttestationResponse, Hardware, OfferedModel, Register
 
 
@@ -24,7 +25,7 @@ class SoftwareMachine:
         self.secret = PrivateKey.generate()
         self.public_key = box.public_key_text(self.secret)
 
-    def register(self, model: str, *, auth_token: str = "") -> Register:
+    def register(self, model: str, *, kind: ModelKind = TEXT, auth_token: str = "") -> Register:
         blob = msgspec.json.encode(
             {
                 "encryptionPublicKey": self.public_key,
@@ -39,7 +40,7 @@ class SoftwareMachine:
         envelope = b'{"attestation":%b,"signature":"%b"}' % (blob, signing.sign(self.signing_key, blob).encode())
         return Register(
             hardware=Hardware(machine_model="Test1,1", chip_name="Test chip", memory_gb=64),
-            models=(OfferedModel(model, 1_000_000, "llama", "none", context_length=1024),),
+            models=(OfferedModel(model, 1_000_000, "llama", "none", context_length=1024, kind=kind),),
             backend="inprocess-mlx",
             version="0.1.0",
             public_key=self.public_key,

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
 from api.consumer.answers import Made, ProviderChunk, ProviderDelta, ReadText, Whole
@@ -137,8 +138,9 @@ class Attempt:
                     if not self.started:
                         self._patience = self._first_content_seconds
                 case InferenceResponseChunk():
-                    async for item in self._take_ready(event, channel):
-                        yield item
+                    async with aclosing(self._take_ready(event, channel)) as items:
+                        async for item in items:
+                            yield item
                 case InferenceComplete():
                     if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                         raise AttemptFailed("no_answer", 502)

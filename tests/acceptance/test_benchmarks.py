@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from tests.support.parts import broker_of_its_own
 
 GATEWAY = {
@@ -44,25 +46,31 @@ def test_the_gateway_s(postgres_server: str) -> None:
     assert all(figures[name] > 0 for name in GATEWAY if "per_second" in name and name in figures)
 
 
-def test_that_of_dispatch(postgres_server: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "promised"),
+    [
+        ("embedded", LATENCIES),
+        ("rabbitmq", WITH_RABBITMQ),
+        ("jobs", JOBS),
+        ("heartbeats", {"heartbeat_core_share_3"}),
+    ],
+)
+def test_each_part_of_that_of_dispatch(postgres_server: str, part: str, promised: set[str]) -> None:
+    sizes = ("--requests", "5", "--jobs", "20", "--machines", "3", "--heartbeat-seconds", "0.5")
     with broker_of_its_own() as broker:
-        sizes = ("--requests", "5", "--jobs", "20", "--machines", "3", "--heartbeat-seconds", "0.5")
-        figures = figures_of("dispatch", "--database-url", postgres_server, "--broker-url", broker, *sizes)
+        figures = figures_of(
+            "dispatch", "--database-url", postgres_server, "--broker-url", broker, "--parts", part, *sizes
+        )
 
-    assert figures.keys() == LATENCIES | WITH_RABBITMQ | JOBS | {"heartbeat_core_share_3"}
+    assert figures.keys() == promised
     assert all(value > 0 for name, value in figures.items() if not name.startswith("heartbeat"))
 
 
-def test_that_of_dispatch_where_no_rabbitmq_answers(postgres_server: str) -> None:
-    nowhere = "amqp://guest:guest@127.0.0.1:9/"
-    figures = figures_of(
-        "dispatch", "--database-url", postgres_server, "--broker-url", nowhere, "--requests", "5", "--machines", "3"
-    )
+def test_what_of_it_needs_rabbitmq_is_null_without(postgres_server: str) -> None:
+    where = ("--database-url", postgres_server, "--broker-url", "amqp://guest:guest@127.0.0.1:9/")
+    figures = figures_of("dispatch", *where, "--machines", "3", "--parts", "rabbitmq", "jobs", "heartbeats")
 
-    assert {name for name, value in figures.items() if value is None} == WITH_RABBITMQ | JOBS | {
-        "heartbeat_core_share_3"
-    }
-    assert all(figures[name] > 0 for name in LATENCIES)
+    assert figures == dict.fromkeys(WITH_RABBITMQ | JOBS | {"heartbeat_core_share_3"})
 
 
 def test_that_of_routing(postgres_server: str) -> None:

@@ -11,15 +11,14 @@ import contextlib
 import json
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import websockets
 from cryptography.hazmat.primitives.asymmetric import ec
-from nacl.public import PrivateKey
 
-from adapters.crypto import box, signing
+from adapters.crypto import box
+from agent.testing.software_machine import SoftwareMachine
 from domain import protocol
 from domain.kinds import EMBEDDING, IMAGE, TEXT, ModelKind
 from domain.protocol import (
@@ -28,13 +27,11 @@ from domain.protocol import (
     AttestationResponse,
     BackendCapacity,
     Cancel,
-    Hardware,
     Heartbeat,
     InferenceAccepted,
     InferenceComplete,
     InferenceRequest,
     InferenceResponseChunk,
-    OfferedModel,
     Register,
     Sealed,
     SessionStats,
@@ -154,10 +151,10 @@ class Machine:
         self._concurrency = concurrency
         self._model = model
         self._kind = kind
-        self._secret = PrivateKey.generate()
+        self._software = SoftwareMachine(signing_key)
         self._auth_token = auth_token
-        self.signing_key = signing_key or ec.generate_private_key(ec.SECP256R1())
-        self.public_key = box.public_key_text(self._secret)
+        self.signing_key = self._software.signing_key
+        self.public_key = self._software.public_key
         self.jobs: dict[str, Job] = {}
         self.status: TrustStatus | None = None
         self.routable = asyncio.Event()
@@ -204,30 +201,7 @@ class Machine:
         )
 
     def _register(self) -> Register:
-        blob = msgspec.json.encode(
-            {
-                "encryptionPublicKey": self.public_key,
-                "keyStorage": "software",
-                "publicKey": signing.public_key_text(self.signing_key),
-                "secureBootEnabled": False,
-                "secureEnclaveAvailable": False,
-                "sipEnabled": False,
-                "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            }
-        )
-        envelope = b'{"attestation":%b,"signature":"%b"}' % (blob, signing.sign(self.signing_key, blob).encode())
-        return Register(
-            hardware=Hardware(machine_model="Test1,1", chip_name="Test chip", memory_gb=64),
-            models=(OfferedModel(self._model, 1_000_000, "llama", "none", context_length=1024, kind=self._kind),),
-            backend="inprocess-mlx",
-            version="0.1.0",
-            public_key=self.public_key,
-            encrypted_response_chunks=True,
-            attestation=msgspec.Raw(envelope),
-            decode_tps=100.0,
-            prefill_tps=1000.0,
-            auth_token=self._auth_token,
-        )
+        return self._software.register(self._model, kind=self._kind, auth_token=self._auth_token)
 
     async def _receive(self) -> None:
         try:
@@ -253,7 +227,7 @@ class Machine:
             case InferenceRequest():
                 assert message.encrypted_body is not None
                 sealed = message.encrypted_body
-                channel = box.SealedChannel(self._secret, box.parse_public_key(sealed.ephemeral_public_key))
+                channel = self._software.channel(sealed.ephemeral_public_key)
                 job = Job(self, message.request_id, msgspec.json.decode(channel.open(sealed.ciphertext)), channel)
                 self.jobs[job.job_id] = job
                 task = asyncio.create_task(self._run(job))
@@ -265,12 +239,4 @@ class Machine:
             await self._answer(self, job)
 
     def _answer_challenge(self, challenge: AttestationChallenge) -> AttestationResponse:
-        answer = AttestationResponse(
-            nonce=challenge.nonce, signature="", public_key=self.public_key, sip_enabled=False, rdma_disabled=True
-        )
-        message = protocol.challenge_message(challenge.nonce, challenge.timestamp)
-        return msgspec.structs.replace(
-            answer,
-            signature=signing.sign(self.signing_key, message),
-            status_signature=signing.sign(self.signing_key, protocol.canonical_status(answer, challenge.timestamp)),
-        )
+        return self._software.answer(challenge)
