@@ -37,6 +37,9 @@ from domain.routing import ANY_MACHINE, Constraints, Observation, ObservationKin
 log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 3
+LINE_BYTES_PER_SECOND = 1_000_000
+"""How fast a machine's line must be at least. A large body gets the time that it takes, before its machine is due to
+say a first word."""
 
 
 class Timeouts(NamedTuple):
@@ -261,7 +264,7 @@ class Inference:
             next_item=self._next_in_time,
             ready_output=self._inbox.ready_output,
             read_text=self._reader(),
-            first_signal_seconds=timeouts.first_signal,
+            first_signal_seconds=timeouts.first_signal + len(self._body) / LINE_BYTES_PER_SECOND,
             first_content_seconds=timeouts.first_content,
             chunk_gap_seconds=timeouts.chunk_gap,
             timing_us=self._timing_us,
