@@ -9,7 +9,19 @@ from fastapi import FastAPI
 
 from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
-from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
+from api.consumer import (
+    chat,
+    completions,
+    encryption_key,
+    generations,
+    keys,
+    messages,
+    models,
+    payments,
+    pricing,
+    responses,
+)
+from api.consumer.sealed_transport import SealedTransport
 from api.edge import Edge
 from api.openapi import routes as openapi
 from api.providers import socket, standing
@@ -22,7 +34,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    consumers = (*dialects, models, pricing, keys, payments, generations)
+    consumers = (*dialects, models, pricing, encryption_key, keys, payments, generations)
     parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
@@ -31,5 +43,6 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
         app.state.coordinator.rate_limits.count_wrong_credential(address)
 
     errors.install(app, count_wrong_credential)
+    app.add_middleware(SealedTransport)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from fastapi import FastAPI
 from adapters.collector import settle_collector
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
+from adapters.crypto.transport import KeyFile, KeyUnusable, TransportKey, TransportKeys, ring_of_mnemonics
 from adapters.postgres import migrate
 from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
@@ -28,6 +30,7 @@ from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
 from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
+from adapters.postgres.sealed_requests import SealedRequests
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.gateways import GatewayRelay
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
@@ -142,6 +145,47 @@ def notary_of(settings: Settings) -> KeyFileNotary | None:
     if settings.database_url:
         return None
     return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
+
+
+def sealing_key_file_of(settings: Settings) -> KeyFile | None:
+    """Where the key that consumers seal to lives; None where it comes from words, or where there is none."""
+    if settings.sealing_key_file is not None:
+        return KeyFile(settings.sealing_key_file.expanduser().absolute())
+    if settings.mnemonic or settings.database_url:
+        return None
+    return KeyFile(_data_dir(settings) / "sealing.key")
+
+
+def transport_keys_of(settings: Settings) -> TransportKeys | None:
+    """None where no key is configured and several gateways could not agree on one.
+
+    Raises:
+        InvalidRequest: the configured key cannot be used.
+    """
+    file = sealing_key_file_of(settings)
+    try:
+        if file is not None:
+            if settings.development and not file.path.exists():
+                file.rotate()
+            return TransportKeys(file.read)
+        if settings.mnemonic:
+            ring = ring_of_mnemonics(settings.mnemonic, settings.previous_mnemonic, time.time())
+            return TransportKeys(lambda: ring)
+    except KeyUnusable as error:
+        raise InvalidRequest(str(error)) from None
+    log.warning("requests cannot be sealed to this gateway; they could with DARKBLOOM_SEALING_KEY_FILE")
+    return None
+
+
+def rotate_sealing_key(settings: Settings) -> TransportKey:
+    """Raises InvalidRequest when the key is not in a file that can be used."""
+    file = sealing_key_file_of(settings)
+    if file is None:
+        raise InvalidRequest("set DARKBLOOM_SEALING_KEY_FILE to the file of the sealing key")
+    try:
+        return file.rotate()
+    except KeyUnusable as error:
+        raise InvalidRequest(str(error)) from None
 
 
 def _needed_notary(settings: Settings) -> KeyFileNotary:
@@ -267,6 +311,7 @@ def gateway_app(
     owns_database: bool,
 ) -> FastAPI:
     """The HTTP application. Its lifespan holds the pool, the lease and the way to the scheduler."""
+    transport_keys = transport_keys_of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -294,6 +339,7 @@ def gateway_app(
                 credentials=StoredCredentials(pool),
                 keys=StoredKeys(pool),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
+                sealed_requests=SealedRequests(pool, transport_keys),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
                 fleet=GatewayFleet(

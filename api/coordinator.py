@@ -11,7 +11,7 @@ from api.consumer.attempt import MachineLink
 from api.consumer.inference import Timeouts, Tools
 from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Relay, Replies, Sealing
+from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Relay, Replies, SealedRequests, Sealing
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from api.public.ports import TransparencyLog
@@ -51,6 +51,7 @@ class Coordinator:
         credentials: Credentials,
         keys: Keys,
         replies: Replies,
+        sealed_requests: SealedRequests,
         rate_limits: RateLimits,
         jobs: Jobs,
         fleet: Fleet,
@@ -70,6 +71,7 @@ class Coordinator:
         self.credentials = credentials
         self.keys = keys
         self.replies = replies
+        self.sealed_requests = sealed_requests
         self.rate_limits = rate_limits
         self.jobs = jobs
         self.fleet = fleet

@@ -30,7 +30,8 @@ _ALLOWED_HEADERS = (
 EXPOSED_HEADERS = (
     "X-Request-ID, request-id, X-Inference-Job-ID, X-Provider-Attested, X-Provider-Trust-Level, X-Provider-Chip, "
     "X-Provider-Id, X-Provider-Model, X-Provider-Encrypted, X-Provider-Secure-Enclave, X-Attestation-Se-Public-Key, "
-    "X-SE-Signature, X-Response-Hash, X-Timing, X-Darkbloom-Mode, Retry-After, X-RateLimit-Reset, Idempotent-Replayed, "
+    "X-SE-Signature, X-Response-Hash, X-Timing, X-Eigen-Sealed, X-Eigen-Sealed-Kid, X-Darkbloom-Mode, x-should-retry, "
+    "Retry-After, X-RateLimit-Reset, Idempotent-Replayed, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
     "anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining, anthropic-ratelimit-requests-reset, "

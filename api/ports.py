@@ -246,6 +246,54 @@ class Sealing(Protocol):
         ...
 
 
+class TransportKey(Protocol):
+    """What consumers seal requests to. ``public_key`` is base64 of an X25519 key."""
+
+    @property
+    def kid(self) -> str: ...
+
+    @property
+    def public_key(self) -> str: ...
+
+
+class SealedRequest(Protocol):
+    """An opened request."""
+
+    @property
+    def kid(self) -> str: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def channel(self) -> AnswerChannel: ...
+
+
+class AnswerChannel(Protocol):
+    def seal(self, text: bytes) -> str:
+        """Base64 that only the request's sender can open."""
+        ...
+
+
+class SealedRequests(Protocol):
+    """What consumers seal to this coordinator."""
+
+    def key(self) -> TransportKey:
+        """The key to seal to. Raises EncryptionUnavailable."""
+        ...
+
+    async def open(self, kid: str, ephemeral_public_key: str, ciphertext: str) -> SealedRequest:
+        """Open an envelope, the first time that it comes.
+
+        Raises:
+            EncryptionUnavailable: there is no key.
+            KidMismatch: it is sealed to a key that is not in use.
+            InvalidSealedEnvelope: the consumer's key or the ciphertext is not what it should be.
+            DecryptionFailed: the box does not open, or was opened before.
+        """
+        ...
+
+
 class Gateway(Protocol):
     """This gateway's own identity, which changes when it loses its lease."""
 

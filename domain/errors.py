@@ -3,7 +3,10 @@
     DarkbloomError
     ├── InvalidRequest              400
     │   ├── BadRequest
-    │   └── PayloadTooLarge         413
+    │   ├── PayloadTooLarge         413
+    │   ├── InvalidSealedEnvelope
+    │   ├── KidMismatch
+    │   └── DecryptionFailed
     ├── AuthenticationFailed        401
     ├── InsufficientFunds           402
     │   └── KeyLimitReached
@@ -21,6 +24,7 @@
     ├── InternalError               500
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
+    ├── EncryptionUnavailable       503
     ├── LedgerUnavailable           503
     │   ├── LedgerBusy
     │   └── LedgerHalted
@@ -76,6 +80,24 @@ class PayloadTooLarge(InvalidRequest):
 
     code = "payload_too_large"
     http_status = 413
+
+
+class InvalidSealedEnvelope(InvalidRequest):
+    """The sealed envelope is not one: send JSON with 'kid', 'ephemeral_public_key' and 'ciphertext'."""
+
+    type = "invalid_sealed_envelope"
+
+
+class KidMismatch(InvalidRequest):
+    """The request is sealed to a key that is not in use; fetch GET /v1/encryption-key and seal it again."""
+
+    type = "kid_mismatch"
+
+
+class DecryptionFailed(InvalidRequest):
+    """The sealed request does not open, or was sent before; seal it anew."""
+
+    type = "decryption_failed"
 
 
 class AuthenticationFailed(DarkbloomError):
@@ -201,6 +223,14 @@ class ModelNotAvailable(DarkbloomError):
     type = "model_not_available"
     http_status = 503
     retry_after_seconds = 10
+
+
+class EncryptionUnavailable(DarkbloomError):
+    """This coordinator has no key that requests could be sealed to."""
+
+    type = "encryption_unavailable"
+    http_status = 503
+    should_retry = False
 
 
 class LedgerUnavailable(DarkbloomError):

@@ -159,6 +159,20 @@ WHERE name = %(name)s AND claim_id = %(claim_id)s
 
 DROP_REPLY = "DELETE FROM replies WHERE name = %(name)s AND claim_id = %(claim_id)s AND sealed IS NULL"
 
+# --- sealed requests -------------------------------------------------------------------------------------------------
+
+SEE_SEALED_REQUEST = """
+WITH old AS (DELETE FROM sealed_requests WHERE digest IN (
+    SELECT digest FROM sealed_requests WHERE expires_at < now() AND digest <> %(digest)s LIMIT 100)),
+soon AS (SELECT set_config('synchronous_commit', 'off', true))
+INSERT INTO sealed_requests (digest, expires_at)
+SELECT %(digest)s, now() + make_interval(secs => %(seconds)s) FROM soon
+ON CONFLICT (digest) DO UPDATE SET expires_at = excluded.expires_at WHERE sealed_requests.expires_at < now()
+RETURNING digest
+"""
+"""Be the first to open a request, and forget some that are past their time. It does not wait for the disk: the
+admission that charges the request is committed later, and takes this row to the disk with it."""
+
 # --- auditors --------------------------------------------------------------------------------------------------------
 
 INSERT_ACCESS = "INSERT INTO audit_accesses (key_id, endpoint, parameters) VALUES (%s, %s, %s)"

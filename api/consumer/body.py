@@ -30,7 +30,7 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
         PayloadTooLarge: the body is over the bound; it is not read further.
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
-    raw = await _read(request, bytes_max)
+    raw = await read_body(request, bytes_max)
     if may_be_empty and not raw:
         return {}
     if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
@@ -46,7 +46,13 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
     return body
 
 
-async def _read(request: Request, bytes_max: int) -> bytes:
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """Read a body within its bounds of size and time.
+
+    Raises:
+        PayloadTooLarge: it is over the bound; it is not read further.
+        InvalidRequest: it was not sent within a minute, or not to its end.
+    """
     too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > bytes_max:
