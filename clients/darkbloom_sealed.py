@@ -5,8 +5,11 @@
         base_url="https://api.darkbloom.dev/v1", api_key=key, http_client=httpx.Client(transport=transport)
     )
 
-Needs httpx and PyNaCl. Every request to an endpoint that can be sealed is sealed, and an answer to it that claims
-success in plain text is refused. Requests to other endpoints, such as the list of models, go out as they are.
+For Anthropic's SDK, which uses httpx2, give that library: ``SealedTransport(url, library=httpx2)`` and
+``httpx2.Client(transport=…)``. Needs PyNaCl.
+
+Every request to an endpoint that can be sealed is sealed, and an answer to it that claims success in plain text is
+refused. Requests to other endpoints, such as the list of models, go out as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, Self
 
 import httpx
 from nacl.exceptions import CryptoError
@@ -33,11 +37,8 @@ SEALABLE = (
 KEY_SECONDS = 3600.0
 """How long the coordinator's key is used before it is fetched again."""
 
-ENCODED = "identity"
-"""A compressed answer could not be told from its sealed form, so none is asked for."""
 
-
-class NotSealed(httpx.TransportError):
+class NotSealed(Exception):
     """The answer is not sealed to this request, or was changed on its way. Nothing of it was used."""
 
 
@@ -101,8 +102,8 @@ class _Events:
             raise NotSealed("the stream was cut in the middle of an event")
 
 
-class _Stream(httpx.SyncByteStream):
-    def __init__(self, outer: httpx.SyncByteStream, exchange: Exchange) -> None:
+class _Stream:
+    def __init__(self, outer: Any, exchange: Exchange) -> None:
         self._outer = outer
         self._events = _Events(exchange)
 
@@ -115,8 +116,8 @@ class _Stream(httpx.SyncByteStream):
         self._outer.close()
 
 
-class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, outer: httpx.AsyncByteStream, exchange: Exchange) -> None:
+class _AsyncStream:
+    def __init__(self, outer: Any, exchange: Exchange) -> None:
         self._outer = outer
         self._events = _Events(exchange)
 
@@ -130,28 +131,26 @@ class _AsyncStream(httpx.AsyncByteStream):
         await self._outer.aclose()
 
 
-class _Keys:
-    """The coordinator's key, and how requests and answers are turned. ``kid`` pins the key: another is refused."""
+class _Turning:
+    """What both transports share: the coordinator's key, and how requests and answers are turned."""
 
-    def __init__(self, url: str, kid: str | None) -> None:
-        self._url = httpx.URL(url)
+    def __init__(self, url: str, library: ModuleType, kid: str | None) -> None:
+        self._library: Any = library
+        self._url = url.rstrip("/")
         self._pinned = kid
         self._key: CoordinatorKey | None = None
         self._fetched_at = 0.0
 
-    def is_sealed(self, request: httpx.Request) -> bool:
-        return request.method == "POST" and request.url.path in SEALABLE
+    def _is_plain(self, request: Any) -> bool:
+        return request.method != "POST" or request.url.path not in SEALABLE
 
-    def known(self) -> CoordinatorKey | None:
+    def _known(self) -> CoordinatorKey | None:
         return self._key if time.monotonic() - self._fetched_at < KEY_SECONDS else None
 
-    def forget(self) -> None:
-        self._key = None
+    def _key_request(self) -> Any:
+        return self._library.Request("GET", f"{self._url}/v1/encryption-key")
 
-    def request(self) -> httpx.Request:
-        return httpx.Request("GET", self._url.copy_with(raw_path=b"/v1/encryption-key"))
-
-    def learn(self, response: httpx.Response) -> CoordinatorKey:
+    def _learn(self, response: Any) -> CoordinatorKey:
         if response.status_code != 200:
             raise NotSealed(f"the coordinator has no key to seal to: status {response.status_code}")
         answer = response.json()
@@ -161,118 +160,132 @@ class _Keys:
         self._fetched_at = time.monotonic()
         return self._key
 
-    def sealed(self, request: httpx.Request, exchange: Exchange, body: bytes) -> httpx.Request:
+    def _sealed(self, request: Any, exchange: Exchange, body: bytes) -> Any:
         headers = request.headers.copy()
         for name in ("content-length", "transfer-encoding"):
             headers.pop(name, None)
         headers["content-type"] = MEDIA_TYPE
-        headers["accept-encoding"] = ENCODED
-        return httpx.Request(
+        headers["accept-encoding"] = "identity"  # what is sealed does not get smaller
+        return self._library.Request(
             request.method, request.url, headers=headers, content=exchange.seal(body), extensions=request.extensions
         )
 
+    def _streamed(self, response: Any, kind: type, base: type, exchange: Exchange) -> Any | None:
+        """The answer, if it is a sealed stream."""
+        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        if not (is_stream and _is_sealed(response)):
+            return None
+        stream = type(kind.__name__, (kind, base), {})(response.stream, exchange)
+        return self._library.Response(
+            response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
+        )
 
-def _is_stream(response: httpx.Response) -> bool:
-    return response.headers.get("content-type", "").startswith("text/event-stream")
+    def _opened(self, response: Any, exchange: Exchange, *, may_be_old: bool) -> Any | None:
+        """The answer that was read; None when the key is an old one and the request is to be sealed again."""
+        body = response.content
+        if _is_sealed(response):
+            body = exchange.open_body(body)
+        elif response.status_code < 400:
+            raise NotSealed("the answer claims success in plain text")
+        elif may_be_old and response.status_code == 400 and b'"kid_mismatch"' in body:
+            self._key = None
+            return None
+        headers = response.headers.copy()
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(body))
+        return self._library.Response(
+            response.status_code, headers=headers, content=body, extensions=response.extensions
+        )
 
 
-def _must_be_error(response: httpx.Response) -> None:
-    if response.status_code < 400:
-        raise NotSealed("the answer claims success in plain text")
+def _is_sealed(response: Any) -> bool:
+    return bool(response.headers.get("x-eigen-sealed") == "true")
 
 
-def _turned(response: httpx.Response, body: bytes) -> httpx.Response:
-    headers = response.headers.copy()
-    headers["content-type"] = "application/json"
-    headers["content-length"] = str(len(body))
-    return httpx.Response(response.status_code, headers=headers, content=body, extensions=response.extensions)
+class SealedTransport(_Turning):
+    """``url`` is the coordinator's address, ``inner`` what carries the sealed bytes. ``kid`` pins the coordinator's
+    key: another one is refused."""
 
+    def __init__(self, url: str, inner: Any = None, *, kid: str | None = None, library: ModuleType = httpx) -> None:
+        super().__init__(url, library, kid)
+        self._inner = inner or library.HTTPTransport()
 
-def _streaming(response: httpx.Response, stream: httpx.SyncByteStream | httpx.AsyncByteStream) -> httpx.Response:
-    return httpx.Response(response.status_code, headers=response.headers, stream=stream, extensions=response.extensions)
-
-
-def _is_old_key(response: httpx.Response, body: bytes) -> bool:
-    return response.status_code == 400 and b'"kid_mismatch"' in body
-
-
-class SealedTransport(httpx.BaseTransport):
-    """``url`` is the coordinator's address, ``inner`` what carries the sealed bytes."""
-
-    def __init__(self, url: str, inner: httpx.BaseTransport | None = None, *, kid: str | None = None) -> None:
-        self._keys = _Keys(url, kid)
-        self._inner = inner or httpx.HTTPTransport()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if not self._keys.is_sealed(request):
+    def handle_request(self, request: Any) -> Any:
+        if self._is_plain(request):
             return self._inner.handle_request(request)
         body = request.read()
+        answer = None
         for may_be_old in (True, False):
-            exchange = Exchange(self._keys.known() or self._fetch_key())
-            response = self._inner.handle_request(self._keys.sealed(request, exchange, body))
-            if response.headers.get("x-eigen-sealed") == "true" and _is_stream(response):
-                assert isinstance(response.stream, httpx.SyncByteStream)
-                return _streaming(response, _Stream(response.stream, exchange))
-            try:
-                answer = response.read()
-            finally:
-                response.close()
-            if response.headers.get("x-eigen-sealed") == "true":
-                return _turned(response, exchange.open_body(answer))
-            _must_be_error(response)
-            if not (may_be_old and _is_old_key(response, answer)):
-                return _turned(response, answer)
-            self._keys.forget()
-        raise AssertionError("the second try returns")
+            exchange = Exchange(self._known() or self._learn(self._read(self._key_request())))
+            response = self._inner.handle_request(self._sealed(request, exchange, body))
+            answer = self._streamed(response, _Stream, self._library.SyncByteStream, exchange)
+            if answer is None:
+                answer = self._opened(_finished(response), exchange, may_be_old=may_be_old)
+            if answer is not None:
+                break
+        return answer
+
+    def _read(self, request: Any) -> Any:
+        return _finished(self._inner.handle_request(request))
 
     def close(self) -> None:
         self._inner.close()
 
-    def _fetch_key(self) -> CoordinatorKey:
-        response = self._inner.handle_request(self._keys.request())
-        try:
-            response.read()
-        finally:
-            response.close()
-        return self._keys.learn(response)
+    def __enter__(self) -> Self:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._inner.__exit__(*problem)
 
 
-class AsyncSealedTransport(httpx.AsyncBaseTransport):
+def _finished(response: Any) -> Any:
+    try:
+        response.read()
+    finally:
+        response.close()
+    return response
+
+
+class AsyncSealedTransport(_Turning):
     """The same for asyncio."""
 
-    def __init__(self, url: str, inner: httpx.AsyncBaseTransport | None = None, *, kid: str | None = None) -> None:
-        self._keys = _Keys(url, kid)
-        self._inner = inner or httpx.AsyncHTTPTransport()
+    def __init__(self, url: str, inner: Any = None, *, kid: str | None = None, library: ModuleType = httpx) -> None:
+        super().__init__(url, library, kid)
+        self._inner = inner or library.AsyncHTTPTransport()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not self._keys.is_sealed(request):
+    async def handle_async_request(self, request: Any) -> Any:
+        if self._is_plain(request):
             return await self._inner.handle_async_request(request)
         body = await request.aread()
+        answer = None
         for may_be_old in (True, False):
-            exchange = Exchange(self._keys.known() or await self._fetch_key())
-            response = await self._inner.handle_async_request(self._keys.sealed(request, exchange, body))
-            if response.headers.get("x-eigen-sealed") == "true" and _is_stream(response):
-                assert isinstance(response.stream, httpx.AsyncByteStream)
-                return _streaming(response, _AsyncStream(response.stream, exchange))
-            try:
-                answer = await response.aread()
-            finally:
-                await response.aclose()
-            if response.headers.get("x-eigen-sealed") == "true":
-                return _turned(response, exchange.open_body(answer))
-            _must_be_error(response)
-            if not (may_be_old and _is_old_key(response, answer)):
-                return _turned(response, answer)
-            self._keys.forget()
-        raise AssertionError("the second try returns")
+            exchange = Exchange(self._known() or self._learn(await self._read(self._key_request())))
+            response = await self._inner.handle_async_request(self._sealed(request, exchange, body))
+            answer = self._streamed(response, _AsyncStream, self._library.AsyncByteStream, exchange)
+            if answer is None:
+                answer = self._opened(await _afinished(response), exchange, may_be_old=may_be_old)
+            if answer is not None:
+                break
+        return answer
+
+    async def _read(self, request: Any) -> Any:
+        return await _afinished(await self._inner.handle_async_request(request))
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
-    async def _fetch_key(self) -> CoordinatorKey:
-        response = await self._inner.handle_async_request(self._keys.request())
-        try:
-            await response.aread()
-        finally:
-            await response.aclose()
-        return self._keys.learn(response)
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *problem: Any) -> None:
+        await self._inner.__aexit__(*problem)
+
+
+async def _afinished(response: Any) -> Any:
+    try:
+        await response.aread()
+    finally:
+        await response.aclose()
+    return response

@@ -31,6 +31,7 @@ def up(
             "DARKBLOOM_FIRST_SIGNAL_SECONDS": "2",
             "DARKBLOOM_CHECKPOINT_KEY_FILE": str(folder / "checkpoint.key"),
             "DARKBLOOM_CHECKPOINT_SECONDS": "1",
+            "DARKBLOOM_SEALING_KEY_FILE": str(folder / "sealing.key"),
         }
         with coordinator(folder, database=database_url(postgres_server, name), env=quick) as running:
             yield running
