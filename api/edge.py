@@ -16,10 +16,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ANSWER_HEADERS, REQUEST_ID, error_response
-from domain.errors import InternalError
+from domain.errors import InternalError, PayloadTooLarge
 
 access_log = logging.getLogger("darkbloom.access")
 log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+"""No endpoint takes more; most take far less, and bound what does not say its length."""
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -73,9 +76,12 @@ class Edge:
             await send(message)
 
         try:
+            length = headers.get("content-length", "")
             if scope["method"] == "OPTIONS":
                 await send_with_headers({"type": "http.response.start", "status": 204, "headers": []})
                 await send_with_headers({"type": "http.response.body", "body": b""})
+            elif length.isdecimal() and int(length) > BODY_BYTES_MAX:
+                await error_response(PayloadTooLarge(), scope)(scope, receive, send_with_headers)
             else:
                 await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing that a request causes may end the server

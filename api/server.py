@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from api.connections import BoundedHttp
 from domain.protocol import COORDINATOR_INBOUND_BYTES_MAX
 
 BACKLOG = 2048
@@ -52,7 +53,7 @@ def serve(app: FastAPI, bound: socket.socket, *, drain_seconds: float, on_ready:
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=BoundedHttp,
         ws="websockets-sansio",
         ws_max_size=COORDINATOR_INBOUND_BYTES_MAX,
         ws_ping_interval=None,

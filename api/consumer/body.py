@@ -51,8 +51,10 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
 
     Raises:
         PayloadTooLarge: it is over the bound; it is not read further.
-        InvalidRequest: it was not sent within a minute, or not to its end.
+        InvalidRequest: it is compressed, was not sent within a minute, or not to its end.
     """
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise InvalidRequest("Compressed request bodies are not read; send it without 'Content-Encoding'.")
     too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > bytes_max:
