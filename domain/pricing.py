@@ -32,7 +32,7 @@ BUILT_IN_PRICES: Mapping[str, Price] = {
 class Quote(msgspec.Struct, frozen=True):
     """A price frozen into a request, so that a later price change never touches it.
 
-    ``source`` says where the price came from: ``built_in`` or ``default``.
+    ``source`` says where the price came from: ``built_in`` or ``default``, with ``_batch`` at half of it.
     """
 
     input_price: int
@@ -59,4 +59,15 @@ def quote_for(model: str, *, minimum_charge_micro_usd: int = MINIMUM_CHARGE_MICR
         source="built_in" if price else "default",
         book_version=1,
         minimum_charge=minimum_charge_micro_usd,
+    )
+
+
+def batch_quote(quote: Quote) -> Quote:
+    """Half of both rates, rounded down as every cost is, for a request that waits until machines are idle. The minimum
+    charge stays: it pays for the bookkeeping, which costs as much."""
+    return msgspec.structs.replace(
+        quote,
+        input_price=quote.input_price // 2,
+        output_price=quote.output_price // 2,
+        source=f"{quote.source}_batch",
     )

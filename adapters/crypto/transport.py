@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from nacl.public import PrivateKey, PublicKey
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from adapters.crypto.box import PUBLIC_KEY_BYTES, SealedChannel, SealingError, public_key_text
 from adapters.files import is_closed_to_others, replace_file
@@ -152,6 +153,18 @@ class TransportKeys:
         except SealingError:
             raise DecryptionFailed from None
         return SealedRequest(body, channel, key.kid, peer + sealed[:NONCE_BYTES])
+
+    def wrap(self, secret: bytes) -> tuple[str, bytes]:
+        """Seal something to the present key; returns the key's id too."""
+        key = self.current
+        return key.kid, SealedBox(key.secret.public_key).encrypt(secret)
+
+    def unwrap(self, kid: str, wrapped: bytes) -> bytes:
+        """Raises KidMismatch when the key is gone, DecryptionFailed when it was not wrapped by it."""
+        try:
+            return SealedBox(self._key_of(kid).secret).decrypt(wrapped)
+        except CryptoError:
+            raise DecryptionFailed from None
 
     def _key_of(self, kid: str) -> TransportKey:
         ring = self._fresh()

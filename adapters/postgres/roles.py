@@ -19,6 +19,9 @@ SECRET_COLUMNS: Mapping[str, frozenset[str]] = {
     "api_keys": frozenset({"key_hash"}),
     "provider_tokens": frozenset({"token_hash"}),
     "replies": frozenset({"sealed"}),
+    "files": frozenset({"sealed", "sealed_name"}),
+    "batches": frozenset({"wrapped_key", "sealed_metadata"}),
+    "batch_lines": frozenset({"sealed", "draft", "result"}),
 }
 """What an auditor has no business to see."""
 

@@ -79,7 +79,7 @@ class Scheduler:
             return
         self.fleet.note_demand(job.model)
         try:
-            claimed = self._claim(job)
+            claimed = None if job.background and self.fleet.anybody_waits(job.model) else self._claim(job)
             if claimed is None and job.may_wait:
                 claimed = self._park(job, seconds_left)
             elif claimed is None:
@@ -100,7 +100,8 @@ class Scheduler:
                 return self._claimed_before(job)
             session_id = choice.candidate.snapshot.session_id
             try:
-                if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=self._is_probe(choice)):
+                alone = job.background or self._is_probe(choice)
+                if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=alone):
                     self._explain(job, choice)
                     return choice.candidate
             except AttemptHasSlot:
