@@ -186,7 +186,16 @@ admission that charges the request is committed later, and takes this row to the
 LOCK_FILES = "SELECT pg_advisory_xact_lock(hashtextextended('files:' || %s, 0))"
 """One request of a key at a time counts its files or batches and adds one."""
 
-INSERTFIND_FILES = """
+INSERT_FILE = """
+INSERT INTO files (file_id, account_id, key_id, purpose, sealed_name, sealed, size_bytes, expires_at)
+SELECT %(file_id)s, %(account_id)s, %(key_id)s, 'batch', %(sealed_name)s, %(sealed)s, %(size_bytes)s,
+       now() + make_interval(secs => %(seconds)s)
+WHERE (SELECT count(*) FROM files WHERE key_id = %(key_id)s) < %(files_max)s
+RETURNING created_at, expires_at
+"""
+"""No row comes back when the key has as many files as it may have."""
+
+FIND_FILES = """
 SELECT file_id, purpose, sealed_name, size_bytes, created_at, expires_at, batch_id, of_errors FROM files
 WHERE key_id = %(key_id)s AND expires_at > now() AND (%(file_id)s::text IS NULL OR file_id = %(file_id)s)
     AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
@@ -216,7 +225,20 @@ DELETE FROM files WHERE file_id IN (SELECT file_id FROM files WHERE expires_at <
 """
 """A few at a time: their rows may be large."""
 
-INSERTFIND_BATCHES = """
+INSERT_BATCH = """
+INSERT INTO batches (batch_id, account_id, key_id, endpoint, input_file_id, status, total, errors, sealed_metadata,
+                     consumer_key, kid, wrapped_key, expires_at, finished_at)
+SELECT %(batch_id)s, %(account_id)s, %(key_id)s, %(endpoint)s, %(input_file_id)s, %(status)s, %(total)s, %(errors)s,
+       %(sealed_metadata)s, %(consumer_key)s, %(kid)s, %(wrapped_key)s, now() + make_interval(secs => %(seconds)s),
+       CASE WHEN %(wrapped_key)s::bytea IS NULL THEN now() END
+WHERE (SELECT count(*) FROM batches WHERE key_id = %(key_id)s AND finished_at IS NULL) < %(batches_max)s
+RETURNING batch_id
+"""
+"""No row comes back when the key has as many unfinished ones as it may have."""
+
+INSERT_BATCH_LINE = "INSERT INTO batch_lines (batch_id, number, sealed) VALUES (%s, %s, %s)"
+
+FIND_BATCHES = """
 SELECT batch_id, account_id, key_id, endpoint, input_file_id,
        (SELECT file_id FROM files f WHERE f.batch_id = b.batch_id AND NOT of_errors) AS output_file_id,
        (SELECT file_id FROM files f WHERE f.batch_id = b.batch_id AND of_errors) AS error_file_id,
