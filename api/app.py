@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from api import errors, health, internal
 from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import (
+    batches,
     chat,
     completions,
     encryption_key,
+    files,
     generations,
     keys,
     messages,
@@ -34,7 +36,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
-    consumers = (*dialects, models, pricing, encryption_key, keys, payments, generations)
+    consumers = (*dialects, files, batches, models, pricing, encryption_key, keys, payments, generations)
     parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)

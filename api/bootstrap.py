@@ -25,8 +25,10 @@ from adapters.crypto.transport import KeyFile, KeyUnusable, TransportKey, Transp
 from adapters.postgres import migrate
 from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
+from adapters.postgres.batches import StoredBatches
 from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
+from adapters.postgres.files import StoredFiles
 from adapters.postgres.pool import connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
@@ -45,6 +47,7 @@ from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
 from api.auditors.desk import Desk
+from api.consumer.batch_runner import BatchRunner
 from api.consumer.inference import Timeouts
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
@@ -340,6 +343,8 @@ def gateway_app(
                 keys=StoredKeys(pool),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
                 sealed_requests=SealedRequests(pool, transport_keys),
+                files=StoredFiles(pool),
+                batches=StoredBatches(pool, transport_keys),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
                 fleet=GatewayFleet(
@@ -372,7 +377,8 @@ def gateway_app(
             await lease.take(lease.gateway_id)
             stack.push_async_callback(lease.end)
             revocations = RevocationWatch(dsn, switchboard.keys_in_use, switchboard.revoke)
-            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run()):
+            batches = BatchRunner(app.state.coordinator)
+            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run(), batches.run()):
                 stack.callback(asyncio.create_task(keeping).cancel)
             yield
 

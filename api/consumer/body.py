@@ -31,8 +31,11 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
     raw = await read_body(request, bytes_max)
-    if may_be_empty and not raw:
-        return {}
+    return {} if may_be_empty and not raw else parse_object(raw)
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Raises InvalidRequest: not JSON, not an object, or nested too deep."""
     if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
         raise InvalidRequest("The request body has too many objects and lists.")
     if _nesting_of(raw) > NESTING_MAX:
