@@ -3,6 +3,7 @@ what lets it run while its consumer is away. Results are sealed to the consumer'
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -72,7 +73,7 @@ class StoredBatches:
             "seconds": WINDOW_SECONDS,
             "batches_max": BATCHES_MAX,
         }
-        rows = [(batch_id, number, bytes(box.encrypt(line))) for number, line in enumerate(lines, 1)]
+        rows = await asyncio.to_thread(_sealed_rows, batch_id, lines, box)
         async with connection_of(self._pool) as connection, connection.transaction():
             await connection.execute(sql.LOCK_FILES, (caller.key_id,))
             if not await (await connection.execute(sql.INSERT_BATCH, values)).fetchone():
@@ -212,6 +213,10 @@ class BatchWork:
         if row is None:
             raise BatchLost
         return int(row[0])
+
+
+def _sealed_rows(batch_id: UUID, lines: Sequence[bytes], box: SecretBox) -> list[tuple[UUID, int, bytes]]:
+    return [(batch_id, number, bytes(box.encrypt(line))) for number, line in enumerate(lines, 1)]
 
 
 def _batch(row: tuple[Any, ...], key: CredentialKey) -> Batch:

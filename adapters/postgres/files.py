@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,7 +31,7 @@ class StoredFiles:
             "account_id": caller.account_id,
             "key_id": caller.key_id,
             "sealed_name": seal_to(key.public_key, name.encode()),
-            "sealed": seal_to(key.public_key, content),
+            "sealed": await asyncio.to_thread(seal_to, key.public_key, content),
             "size_bytes": len(content),
             "seconds": FILE_SECONDS,
             "files_max": FILES_MAX,
@@ -64,7 +65,7 @@ class StoredFiles:
                 rows = await (await connection.execute(sql.RESULTS, (batch_id, of_errors))).fetchall()
                 return b"".join(key.open(result) + b"\n" for (result,) in rows)
             row = await (await connection.execute(sql.FILE_CONTENT, (file_id, caller.key_id))).fetchone()
-        return key.open(row[0]) if row else None
+        return await asyncio.to_thread(key.open, row[0]) if row else None
 
     async def delete(self, caller: Caller, file_id: str) -> bool:
         async with connection_of(self._pool) as connection:

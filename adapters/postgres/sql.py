@@ -275,7 +275,8 @@ SELECT status, expires_at < now() FROM batches
 WHERE batch_id = %(batch_id)s AND gateway_id = %(gateway_id)s AND finished_at IS NULL
 """
 LINES_IN = """
-SELECT number, tries, sealed, draft FROM batch_lines WHERE batch_id = %s AND state = %s ORDER BY number LIMIT %s
+SELECT number, tries, sealed, draft FROM batch_lines
+WHERE batch_id = %s AND state = %s AND state <> 'done' ORDER BY number LIMIT %s
 """
 
 BEGIN_LINE = """

@@ -79,7 +79,8 @@ class Scheduler:
             return
         self.fleet.note_demand(job.model)
         try:
-            claimed = None if job.background and self.fleet.anybody_waits(job.model) else self._claim(job)
+            has_to_wait = job.background and self.fleet.anybody_waits(job.model)
+            claimed = self._claimed_before(job) if has_to_wait else self._claim(job)
             if claimed is None and job.may_wait:
                 claimed = self._park(job, seconds_left)
             elif claimed is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -51,7 +52,8 @@ async def create_batch(request: Request) -> Response:
         content = await coordinator.files.content(caller, credential, file_id)
         if content is None:
             raise InvalidRequest("This API key has no file of that id.", param="input_file_id")
-        lines, errors = lines_of(content, endpoint, coordinator.settings.inference_body_bytes_max)
+        most = coordinator.settings.inference_body_bytes_max
+        lines, errors = await asyncio.to_thread(lines_of, content, endpoint, most)
         batch_id = await coordinator.batches.create(
             caller,
             credential,

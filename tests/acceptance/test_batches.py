@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from openai.types import Batch
 
 from tests.support.machine import Job, Machine, answer_at_once
-from tests.support.processes import Coordinator, Key
+from tests.support.processes import Coordinator, Key, coordinator, eventually
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 CREDIT = 5_000_000
@@ -102,7 +103,8 @@ async def test_files_go_in_and_results_come_out_at_half_price_and_no_word_rests_
     assert up.books.balance(key.account_id) == (CREDIT - 200, 0, 0)
     quotes = up.books.rows(
         "SELECT convert_from(state, 'UTF8')::jsonb -> 'quote' FROM events"
-        " WHERE topic = 'InferenceRequest.RequestAdmitted' AND convert_from(state, 'UTF8')::jsonb ->> 'account_id' = %s",
+        " WHERE topic = 'InferenceRequest.RequestAdmitted'"
+        " AND convert_from(state, 'UTF8')::jsonb ->> 'account_id' = %s",
         key.account_id,
     )
     assert {(q["input_price"], q["output_price"], q["source"]) for (q,) in quotes} == {  # type: ignore[index]
@@ -252,6 +254,46 @@ async def test_a_repeated_upload_or_batch_with_an_idempotency_key_is_one(
         for _ in range(2)
     ]
     assert batches[0].id == batches[1].id
+
+
+@pytest.mark.parametrize("moment", ["while a machine answers", "after it answered"])
+async def test_a_coordinator_that_is_killed_charges_no_line_twice_and_loses_none(tmp_path: Path, moment: str) -> None:
+    reached, kept = asyncio.Event(), asyncio.Event()
+
+    async def answer(machine: Machine, job: Job) -> None:
+        if len(machine.jobs) == 2 and not kept.is_set():
+            if moment == "after it answered":  # the draft is kept then, and nothing is settled
+                await job.accept()
+                message = {"role": "assistant", "content": "lost"}
+                whole = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+                await job.chunk("data: " + json.dumps(whole))
+            reached.set()
+            await asyncio.Event().wait()
+        await answer_at_once(machine, job, (job.body["messages"][-1]["content"],))
+
+    names = ["one", "two", "three"]
+    content = jsonl(*(line(name, "darkbloom-tiny", name) for name in names))
+    with coordinator(tmp_path) as running:
+        key = await asyncio.to_thread(running.books.open_account, CREDIT)
+        async with Machine(running.url, answer).connected():
+            async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=key.secret) as client:
+                batch = await start(client, content)
+                await asyncio.wait_for(reached.wait(), 60)
+                if moment == "after it answered":
+                    drafts = "SELECT count(*) FROM batch_lines WHERE draft IS NOT NULL"
+                    await asyncio.to_thread(eventually, lambda: running.books.value(drafts), "the draft to be kept")
+                running.process.kill_9()
+    kept.set()
+    with coordinator(tmp_path) as again:
+        async with Machine(again.url, answer).connected():
+            async with openai.AsyncOpenAI(base_url=f"{again.url}/v1", api_key=key.secret) as client:
+                done = await ended(client, batch)
+                answers = await results(client, done.output_file_id)
+        texts = {name: entry["response"]["body"]["choices"][0]["message"]["content"] for name, entry in answers.items()}
+        assert texts == {name: name for name in names}
+        assert again.books.ends_of(key.account_id).count("RequestSettled") == 3
+        assert again.books.balance(key.account_id) == (CREDIT - 300, 0, 0)
+        again.books.require_balanced()
 
 
 @pytest.mark.parametrize(

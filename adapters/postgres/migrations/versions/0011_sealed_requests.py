@@ -57,6 +57,7 @@ CREATE TABLE batch_lines (
     result_bytes bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (batch_id, number)
 );
+CREATE INDEX batch_lines_to_do ON batch_lines (batch_id, state, number) WHERE state <> 'done';
 CREATE TABLE files (
     file_id text PRIMARY KEY,
     account_id text NOT NULL,
