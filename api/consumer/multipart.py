@@ -33,8 +33,8 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, Part]:
     if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str) or not boundary.isascii():
         raise InvalidRequest("Send a form of the type multipart/form-data.")
     body = b"\r\n" + await read_body(request, bytes_max)
-    _, *pieces, end = body.split(b"\r\n--" + boundary.encode(), PARTS_MAX + 2)
-    if not pieces or not end.startswith(b"--"):
+    _, *pieces = body.split(b"\r\n--" + boundary.encode(), PARTS_MAX + 1)
+    if len(pieces) < 2 or not pieces.pop().startswith(b"--"):
         raise InvalidRequest(f"The form is cut, or has more than {PARTS_MAX} parts.")
     form: dict[str, Part] = {}
     for piece in pieces:
@@ -55,7 +55,8 @@ def _part(piece: bytes) -> tuple[str, Part]:
             disposition = _header("content-disposition", value.decode("utf-8", "replace").strip())
             name = disposition.get_param("name", header="content-disposition")
             if isinstance(name, str):
-                return name, Part(disposition.get_filename() or "", content)
+                filename = disposition.get_filename() or ""
+                return name, Part(filename.replace("%22", '"'), content)  # as a form writes a quotation mark
     raise InvalidRequest("A part of the form has no name.")
 
 

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.openapi import books, inference, machines
+from api.openapi import batches, books, inference, machines
 from api.openapi.shapes import Json, full, nullable, text, thing
 
 router = APIRouter(include_in_schema=False)
@@ -29,7 +29,7 @@ def document() -> Json:
             "description": "Private inference on other people's machines, in the dialects of OpenAI and Anthropic.",
         },
         "security": [{"bearer": []}, {"header": []}],
-        "paths": inference.PATHS | books.PATHS | machines.PATHS,
+        "paths": inference.PATHS | batches.PATHS | books.PATHS | machines.PATHS,
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -37,6 +37,7 @@ def document() -> Json:
             },
             "schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
             | inference.SCHEMAS
+            | batches.SCHEMAS
             | books.SCHEMAS
             | machines.SCHEMAS,
         },

@@ -46,7 +46,9 @@ def examples() -> list[tuple[str, str, dict[str, Any]]]:
         (path, name, example["value"])
         for method, path, operation in operations()
         if method == "post"
-        for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
+        for name, example in operation.get("requestBody", {"content": {}})["content"]
+        .get("application/json", {"examples": {}})["examples"]
+        .items()
     ]
 
 
