@@ -16,6 +16,9 @@ import msgspec
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
+PURPOSES = ("batch", "batch_output")
+"""What was uploaded for a batch, and what came out of one."""
+
 LINES_MAX = 10_000
 FILE_BYTES_MAX = 32 * 1024 * 1024
 FILES_MAX = 200
@@ -48,7 +51,7 @@ class LineError(msgspec.Struct, frozen=True):
 
 
 class StoredFile(NamedTuple):
-    """A file of a key. ``purpose`` is batch or batch_output."""
+    """A file of a key. ``purpose`` is one of PURPOSES."""
 
     file_id: str
     purpose: str

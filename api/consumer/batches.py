@@ -51,7 +51,7 @@ async def create_batch(request: Request) -> Response:
         credential = token_of(request.headers)
         content = await coordinator.files.content(caller, credential, file_id)
         if content is None:
-            raise InvalidRequest("This API key has no file of that id.", param="input_file_id")
+            raise NotFound("This API key has no file of that id.", param="input_file_id")
         most = coordinator.settings.inference_body_bytes_max
         lines, errors = await asyncio.to_thread(lines_of, content, endpoint, most)
         batch_id = await coordinator.batches.create(

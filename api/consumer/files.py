@@ -14,7 +14,7 @@ from api.consumer.idempotency import answered_once
 from api.consumer.multipart import read_form
 from api.consumer.paging import listing, page_of
 from api.coordinator import Coordinator
-from domain.batches import FILE_BYTES_MAX, StoredFile
+from domain.batches import FILE_BYTES_MAX, PURPOSES, StoredFile
 from domain.errors import InvalidRequest, NotFound, PayloadTooLarge
 from domain.keys import Caller
 
@@ -57,6 +57,8 @@ async def list_files(request: Request) -> Response:
     coordinator, caller = await owner(request)
     page = page_of(request)
     purpose = request.query_params.get("purpose")
+    if purpose not in (None, *PURPOSES):
+        raise InvalidRequest(f"'purpose' must be one of {', '.join(PURPOSES)}.", param="purpose")
     found = await coordinator.files.list_of(
         caller, token_of(request.headers), after=page.after, limit=page.limit + 1, purpose=purpose
     )

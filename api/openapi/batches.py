@@ -19,7 +19,7 @@ from api.openapi.shapes import (
     text,
     thing,
 )
-from domain.batches import ENDPOINTS
+from domain.batches import ENDPOINTS, PURPOSES
 
 _SECONDS = integer("Unix seconds.", minimum=0)
 _MAYBE = nullable(_SECONDS)
@@ -32,7 +32,7 @@ SCHEMAS: Json = {
         created_at=_SECONDS,
         expires_at=_SECONDS,
         filename=text(),
-        purpose={"enum": ["batch", "batch_output"]},
+        purpose={"enum": [*PURPOSES]},
         status={"enum": ["processed"]},
     ),
     "Batch": full(
@@ -119,9 +119,10 @@ PATHS: Json = {
                 "content": {
                     "multipart/form-data": {
                         "schema": thing(
-                            {"purpose": {"enum": ["batch"]}, "file": text("JSON lines.", format="binary")},
+                            {"purpose": {"enum": ["batch"]}, "file": text("JSON lines.", format="binary", minLength=1)},
                             ("purpose", "file"),
                         )
+                        | {"additionalProperties": False}
                     }
                 },
             },
@@ -130,7 +131,7 @@ PATHS: Json = {
             "listFiles",
             "The files of this API key, newest first.",
             {"200": json_answer(_page("File"), "A page.")} | errors(*READING, 400, 403),
-            parameters=[*_PAGING, _query("purpose", "Only these.", enum=["batch", "batch_output"])],
+            parameters=[*_PAGING, _query("purpose", "Only these.", enum=[*PURPOSES])],
         ),
     },
     "/v1/files/{file_id}": {
@@ -166,7 +167,7 @@ PATHS: Json = {
         "post": operation(
             "createBatch",
             "Run the requests of a file while machines are idle, at half price.",
-            {"200": _BATCH} | errors(*_CREATING),
+            {"200": _BATCH} | errors(*_CREATING, 404),
             parameters=[IDEMPOTENCY_KEY],
             body=json_body(
                 thing(

@@ -134,7 +134,7 @@ async def test_files_can_be_looked_at_listed_and_deleted_by_their_key_alone(
     for reach in (stranger.files.retrieve, stranger.files.content, stranger.files.delete):
         with pytest.raises(openai.NotFoundError):
             await reach(made[0].id)
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.NotFoundError):
         await stranger.batches.create(
             input_file_id=made[0].id, endpoint="/v1/chat/completions", completion_window="24h"
         )

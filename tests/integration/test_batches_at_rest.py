@@ -118,7 +118,7 @@ class TestBatches:
                 await Scene(database, scene.files, none).started()
 
     async def test_two_living_gateways_never_have_the_same_batch(self, scene: Scene) -> None:
-        batch_id = await scene.started()
+        batch_id = await scene.started(SECRET, b"second")
         one, other = scene.gateway(), scene.gateway()
         [work] = await scene.batches.take(one, [], 5)
         assert await scene.batches.take(other, [], 5) == []
@@ -128,11 +128,11 @@ class TestBatches:
         [mine] = await scene.batches.take(other, [], 5)
         work.unlock()
         mine.unlock()
-        [line] = await mine.lines("waiting", 1)
+        line, second = await mine.lines("waiting", 2)
         assert await mine.begin(line) == 1
         for change in (
             work.state(),
-            work.begin(line),
+            work.begin(second),
             work.put_back(line),
             work.keep_draft(line, b"x"),
             work.finish(line, b"x", failed=False),
