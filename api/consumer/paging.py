@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from domain.errors import InvalidRequest
+from domain.errors import InvalidRequest, NotFound
 
 LIMIT_MAX = 100
 LIMIT_USUAL = 20
@@ -23,7 +23,7 @@ class Page(NamedTuple):
 
 
 def page_of(request: Request) -> Page:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest, and NotFound for an id that cannot be one."""
     query = request.query_params
     limit = query.get("limit", str(LIMIT_USUAL))
     if not (limit.isascii() and limit.isdigit() and int(limit) > 0):
@@ -32,7 +32,7 @@ def page_of(request: Request) -> Page:
         raise InvalidRequest("Lists come with the newest first; leave 'order' out.", param="order")
     after = query.get("after")
     if after is not None and "\0" in after:
-        raise InvalidRequest("'after' must be an id from the page before.", param="after")
+        raise NotFound("There is no entry of that id, so nothing comes after it.", param="after")
     return Page(after, min(int(limit), LIMIT_MAX))
 
 

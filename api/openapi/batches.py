@@ -130,7 +130,7 @@ PATHS: Json = {
         "get": operation(
             "listFiles",
             "The files of this API key, newest first.",
-            {"200": json_answer(_page("File"), "A page.")} | errors(*READING, 400, 403),
+            {"200": json_answer(_page("File"), "A page.")} | errors(*READING, 400, 403, 404),
             parameters=[*_PAGING, _query("purpose", "Only these.", enum=[*PURPOSES])],
         ),
     },
