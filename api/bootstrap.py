@@ -160,16 +160,16 @@ def sealing_key_file_of(settings: Settings) -> KeyFile | None:
 
 
 def transport_keys_of(settings: Settings) -> TransportKeys | None:
-    """None where no key is configured and several gateways could not agree on one.
+    """None where no key is configured and none may be made: in production, and where several gateways need the same.
 
     Raises:
         InvalidRequest: the configured key cannot be used.
     """
     file = sealing_key_file_of(settings)
     try:
-        if file is not None:
-            if settings.development and not file.path.exists():
-                file.rotate()
+        if file is not None and settings.development and not file.path.exists():
+            file.rotate()
+        if file is not None and (file.path.exists() or settings.sealing_key_file is not None):
             return TransportKeys(file.read)
         if settings.mnemonic:
             ring = ring_of_mnemonics(settings.mnemonic, settings.previous_mnemonic, time.time())

@@ -571,11 +571,12 @@ WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_i
 IDLE_FOR_MODEL = """
 SELECT FROM fleet_models m JOIN fleet f USING (session_id)
 WHERE m.model = %(model)s AND m.routable AND f.busy = 0 AND m.in_flight = 0
+    AND m.trust >= %(trust)s AND m.put_aside_until <= now()
     AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
     AND NOT EXISTS (SELECT FROM waiters w WHERE w.model = %(model)s AND w.deadline > now())
 LIMIT 1
 """
-"""Whether a machine has nothing to do that could serve a model for which nobody waits."""
+"""Whether a trusted machine in good health has nothing to do, for a model that nobody waits for."""
 
 MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,

@@ -243,7 +243,8 @@ class GatewayFleet:
     async def is_idle(self, model: str) -> bool:
         """Whether a machine that offers a model has nothing to do, and nobody waits for the model."""
         async with connection_of(self._pool) as connection:
-            wanted = {"model": model, "gateway_id": self._reach()}
+            floor = TRUST_RANK[self._policy.minimum_trust]
+            wanted = {"model": model, "gateway_id": self._reach(), "trust": floor}
             return await (await connection.execute(sql.IDLE_FOR_MODEL, wanted)).fetchone() is not None
 
     async def _write(self, connection: AsyncConnection, told: Sequence[_Announcement]) -> list[DispatchJob]:
