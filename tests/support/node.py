@@ -8,20 +8,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.conftest import missing_service
 
 SCRIPT = Path(__file__).with_name("sealed_client.mjs")
 VERSION_MIN = 20
 
 
 def run_client(task: str, **parameters: Any) -> dict[str, Any]:
-    """Run one task of the JavaScript client. Skips the test where there is no Node of version 20 or newer."""
+    """Run one task of the JavaScript client. It needs Node of version 20 or newer, and nothing else."""
     node = shutil.which("node")
-    if node is None:
-        pytest.skip("there is no node on this machine")
-    shown = subprocess.run([node, "--version"], check=True, capture_output=True, text=True, timeout=30).stdout
-    if int(shown.strip().removeprefix("v").partition(".")[0]) < VERSION_MIN:
-        pytest.skip(f"node is {shown.strip()}, and the client needs {VERSION_MIN}")
+    if node is None or _version_of(node) < VERSION_MIN:
+        missing_service(f"node {VERSION_MIN}")
+    assert node is not None
     done = subprocess.run(
         [node, str(SCRIPT)],
         check=False,
@@ -33,3 +31,8 @@ def run_client(task: str, **parameters: Any) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def _version_of(node: str) -> int:
+    shown = subprocess.run([node, "--version"], check=True, capture_output=True, text=True, timeout=30).stdout
+    return int(shown.strip().removeprefix("v").partition(".")[0])
