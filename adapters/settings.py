@@ -40,6 +40,16 @@ class Settings(BaseSettings):
     """Shared by gateways and schedulers to recognise each other. Needed when they are apart, and with it gateways relay
     for each other."""
 
+    sealing_key_file: Path | None = None
+    """The 32 raw bytes of the key that consumers seal requests to, shared by all gateways. Unset: the mnemonic's key,
+    or ``sealing.key`` in the data directory of an embedded database."""
+
+    mnemonic: str = Field("", repr=False)
+    """12 or 24 words that the sealing key is derived from."""
+
+    previous_mnemonic: str = Field("", repr=False)
+    """The words before; their key stays valid for 24 hours after the start."""
+
     minimum_trust: TrustLevel | None = None
     """The trust floor of routing. Unset: ``none`` in development, ``hardware`` in production."""
 

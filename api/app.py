@@ -11,9 +11,12 @@ from api import errors, health, internal
 from api.admin import invite_codes
 from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import (
+    batches,
     chat,
     completions,
     embeddings,
+    encryption_key,
+    files,
     generations,
     images,
     invites,
@@ -25,6 +28,7 @@ from api.consumer import (
     responses,
     transcriptions,
 )
+from api.consumer.sealed_transport import SealedTransport
 from api.edge import Edge
 from api.identity import device_routes, link_page, sign_in_routes
 from api.openapi import routes as openapi
@@ -39,7 +43,8 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
     media = (embeddings, images, transcriptions)
-    consumers = (*dialects, *media, models, pricing, keys, payments, generations, invites)
+    offers = (models, pricing, encryption_key)
+    consumers = (*dialects, *media, files, batches, *offers, keys, payments, generations, invites)
     identity = (sign_in_routes, device_routes, link_page, invite_codes)
     parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
@@ -49,5 +54,6 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
         app.state.coordinator.rate_limits.count_wrong_credential(address)
 
     errors.install(app, count_wrong_credential)
+    app.add_middleware(SealedTransport)
     app.add_middleware(Edge, development=development, origins=origins)
     return app

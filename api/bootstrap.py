@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from adapters.collector import settle_collector
 from adapters.crypto.notary import KeyFileNotary, verify_ed25519
 from adapters.crypto.sealing import NaclSealing
+from adapters.crypto.transport import KeyFile, KeyUnusable, TransportKey, TransportKeys, ring_of_mnemonics
 from adapters.identity import privy
 from adapters.identity.privy import PrivyUsers
 from adapters.identity.session_key import ISSUER, SessionKey
@@ -30,14 +32,17 @@ from adapters.mail.smtp import SmtpMail
 from adapters.postgres import migrate
 from adapters.postgres.api_keys import StoredKeys
 from adapters.postgres.audit import StoredAccesses, StoredReplayRuns
+from adapters.postgres.batches import StoredBatches
 from adapters.postgres.credentials import StoredCredentials, find_api_key
 from adapters.postgres.device_codes import StoredDeviceCodes
 from adapters.postgres.embedded import EmbeddedPostgres, running_dsn
+from adapters.postgres.files import StoredFiles
 from adapters.postgres.people import StoredPeople
 from adapters.postgres.pool import AsyncConnection, connection_of, make_async_pool, open_pool, reading_of
 from adapters.postgres.recent_callers import RecentCallers
 from adapters.postgres.replies import StoredReplies
 from adapters.postgres.revocations import RevocationWatch
+from adapters.postgres.sealed_requests import SealedRequests
 from adapters.postgres.sign_in_codes import StoredSignInCodes
 from adapters.postgres.writer import LedgerWriter
 from adapters.relay.gateways import GatewayRelay
@@ -53,6 +58,7 @@ from adapters.scheduler.worker import SchedulerWorker
 from adapters.settings import Settings
 from api.app import make_app
 from api.auditors.desk import Desk
+from api.consumer.batch_runner import BatchRunner
 from api.consumer.inference import Timeouts
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
@@ -160,6 +166,47 @@ def notary_of(settings: Settings) -> KeyFileNotary | None:
     if settings.database_url:
         return None
     return KeyFileNotary(_data_dir(settings) / "checkpoint.key", settings.log_origin)
+
+
+def sealing_key_file_of(settings: Settings) -> KeyFile | None:
+    """Where the key that consumers seal to lives; None where it comes from words, or where there is none."""
+    if settings.sealing_key_file is not None:
+        return KeyFile(settings.sealing_key_file.expanduser().absolute())
+    if settings.mnemonic or settings.database_url:
+        return None
+    return KeyFile(_data_dir(settings) / "sealing.key")
+
+
+def transport_keys_of(settings: Settings) -> TransportKeys | None:
+    """None where no key is configured and none may be made: in production, and where several gateways need the same.
+
+    Raises:
+        InvalidRequest: the configured key cannot be used.
+    """
+    file = sealing_key_file_of(settings)
+    try:
+        if file is not None and settings.development and not file.path.exists():
+            file.rotate()
+        if file is not None and (file.path.exists() or settings.sealing_key_file is not None):
+            return TransportKeys(file.read)
+        if settings.mnemonic:
+            ring = ring_of_mnemonics(settings.mnemonic, settings.previous_mnemonic, time.time())
+            return TransportKeys(lambda: ring)
+    except KeyUnusable as error:
+        raise InvalidRequest(str(error)) from None
+    log.warning("requests cannot be sealed to this gateway; they could with DARKBLOOM_SEALING_KEY_FILE")
+    return None
+
+
+def rotate_sealing_key(settings: Settings) -> TransportKey:
+    """Raises InvalidRequest when the key is not in a file that can be used."""
+    file = sealing_key_file_of(settings)
+    if file is None:
+        raise InvalidRequest("set DARKBLOOM_SEALING_KEY_FILE to the file of the sealing key")
+    try:
+        return file.rotate()
+    except KeyUnusable as error:
+        raise InvalidRequest(str(error)) from None
 
 
 def _needed_notary(settings: Settings) -> KeyFileNotary:
@@ -286,6 +333,7 @@ def gateway_app(
 ) -> FastAPI:
     """The HTTP application. Its lifespan holds the pool, the lease and the way to the scheduler."""
     identity = identity_parts(settings)
+    transport_keys = transport_keys_of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -319,6 +367,9 @@ def gateway_app(
                 credentials=credentials,
                 keys=StoredKeys(pool, on_revoked=callers.forget),
                 replies=StoredReplies(pool, claim_seconds=settings.hold_seconds, keep_seconds=settings.reply_seconds),
+                sealed_requests=SealedRequests(pool, transport_keys),
+                files=StoredFiles(pool),
+                batches=StoredBatches(pool, transport_keys),
                 rate_limits=RateLimits(rate_limits_of(settings)),
                 jobs=SchedulerJobs(publisher, writer, fee_percent=settings.platform_fee_percent),
                 fleet=GatewayFleet(
@@ -357,7 +408,8 @@ def gateway_app(
                 switchboard.revoke(key_id)
 
             revocations = RevocationWatch(dsn, switchboard.keys_in_use, revoke)
-            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run()):
+            batches = BatchRunner(app.state.coordinator)
+            for keeping in (lease.keep(), app.state.coordinator.keep_fleet(), revocations.run(), batches.run()):
                 stack.callback(asyncio.create_task(keeping).cancel)
             yield
 

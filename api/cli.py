@@ -109,6 +109,15 @@ def migrate_command(application_role: str | None, auditor_role: str | None, data
     click.echo("the database is up to date")
 
 
+@main.command(name="rotate-sealing-key")
+@data_dir_option
+@explained
+def rotate_sealing_key(data_dir: Path | None) -> None:
+    """Make a new key for consumers to seal to. The present one stays valid for 24 hours."""
+    key = bootstrap.rotate_sealing_key(settings_of(data_dir=data_dir))
+    click.echo(f"requests are sealed to {key.kid} from now on")
+
+
 @main.group()
 def keys() -> None:
     """API keys of consumers, auditors and admins."""

@@ -12,7 +12,21 @@ from api.consumer.image_files import ImageFiles
 from api.consumer.inference import Timeouts, Tools
 from api.consumer.rate_limits import RateLimits
 from api.inbox import Switchboard
-from api.ports import Books, Credentials, Fleet, Gateway, Jobs, Keys, Ledger, Relay, Replies, Sealing
+from api.ports import (
+    Batches,
+    Books,
+    Credentials,
+    Files,
+    Fleet,
+    Gateway,
+    Jobs,
+    Keys,
+    Ledger,
+    Relay,
+    Replies,
+    SealedRequests,
+    Sealing,
+)
 from api.providers.registry import MachineRegistry
 from api.providers.session import Surroundings
 from api.public.ports import TransparencyLog
@@ -52,6 +66,9 @@ class Coordinator:
         credentials: Credentials,
         keys: Keys,
         replies: Replies,
+        sealed_requests: SealedRequests,
+        files: Files,
+        batches: Batches,
         rate_limits: RateLimits,
         jobs: Jobs,
         fleet: Fleet,
@@ -71,6 +88,9 @@ class Coordinator:
         self.credentials = credentials
         self.keys = keys
         self.replies = replies
+        self.sealed_requests = sealed_requests
+        self.files = files
+        self.batches = batches
         self.rate_limits = rate_limits
         self.jobs = jobs
         self.fleet = fleet

@@ -16,10 +16,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ANSWER_HEADERS, REQUEST_ID, error_response
-from domain.errors import InternalError
+from domain.errors import InternalError, PayloadTooLarge
 
 access_log = logging.getLogger("darkbloom.access")
 log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+"""No endpoint takes more; most take far less, and bound what does not say its length."""
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -30,7 +33,8 @@ _ALLOWED_HEADERS = (
 EXPOSED_HEADERS = (
     "X-Request-ID, request-id, X-Inference-Job-ID, X-Provider-Attested, X-Provider-Trust-Level, X-Provider-Chip, "
     "X-Provider-Id, X-Provider-Model, X-Provider-Encrypted, X-Provider-Secure-Enclave, X-Attestation-Se-Public-Key, "
-    "X-SE-Signature, X-Response-Hash, X-Timing, X-Darkbloom-Mode, Retry-After, X-RateLimit-Reset, Idempotent-Replayed, "
+    "X-SE-Signature, X-Response-Hash, X-Timing, X-Eigen-Sealed, X-Eigen-Sealed-Kid, X-Darkbloom-Mode, x-should-retry, "
+    "Retry-After, X-RateLimit-Reset, Idempotent-Replayed, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
     "anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining, anthropic-ratelimit-requests-reset, "
@@ -72,9 +76,12 @@ class Edge:
             await send(message)
 
         try:
+            length = headers.get("content-length", "")
             if scope["method"] == "OPTIONS":
                 await send_with_headers({"type": "http.response.start", "status": 204, "headers": []})
                 await send_with_headers({"type": "http.response.body", "body": b""})
+            elif length.isdecimal() and int(length) > BODY_BYTES_MAX:
+                await error_response(PayloadTooLarge(), scope)(scope, receive, send_with_headers)
             else:
                 await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing that a request causes may end the server

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from domain.batches import Batch, Line, LineError, Status, StoredFile
 from domain.dispatch import DispatchJob, Job, ReleaseJob, SettleJob
 from domain.keys import Caller, KeyEntry, KeySettings, MadeKey
 from domain.ledger import Balance, Command
@@ -119,6 +120,10 @@ class Credentials(Protocol):
 
     async def find_api_key(self, token: str) -> Caller | None: ...
 
+    async def find_key_by_id(self, key_id: str) -> Caller | None:
+        """The active key of an id, for work that was asked for before."""
+        ...
+
     async def find_provider_token(self, token: str) -> str | None:
         """The account that the token links a machine to."""
         ...
@@ -208,6 +213,10 @@ class Fleet(Protocol):
 
     async def leave_queue(self, request_id: UUID) -> None: ...
 
+    async def is_idle(self, model: str) -> bool:
+        """Whether a machine that offers a model has nothing to do, and nobody waits for the model."""
+        ...
+
     async def offers(self, model: str | None = None) -> Sequence[Snapshot]: ...
 
 
@@ -265,6 +274,149 @@ class Sealing(Protocol):
     def raw_key(self, public_key: str) -> bytes:
         """A signing key's 64 raw bytes. Raises ValueError when it is none."""
         ...
+
+
+class TransportKey(Protocol):
+    """What consumers seal requests to. ``public_key`` is base64 of an X25519 key."""
+
+    @property
+    def kid(self) -> str: ...
+
+    @property
+    def public_key(self) -> str: ...
+
+
+class SealedRequest(Protocol):
+    """An opened request."""
+
+    @property
+    def kid(self) -> str: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def channel(self) -> AnswerChannel: ...
+
+
+class AnswerChannel(Protocol):
+    def seal(self, text: bytes) -> str:
+        """Base64 that only the request's sender can open."""
+        ...
+
+
+class SealedRequests(Protocol):
+    """What consumers seal to this coordinator."""
+
+    def key(self) -> TransportKey:
+        """The key to seal to. Raises EncryptionUnavailable."""
+        ...
+
+    async def open(self, kid: str, ephemeral_public_key: str, ciphertext: str) -> SealedRequest:
+        """Open an envelope, the first time that it comes.
+
+        Raises:
+            EncryptionUnavailable: there is no key.
+            KidMismatch: it is sealed to a key that is not in use.
+            InvalidSealedEnvelope: the consumer's key or the ciphertext is not what it should be.
+            DecryptionFailed: the box does not open, or was opened before.
+        """
+        ...
+
+
+class Files(Protocol):
+    """Files of API keys, each of which only its own key opens."""
+
+    async def put(self, caller: Caller, credential: str, name: str, content: bytes) -> StoredFile:
+        """Raises Conflict when the key has as many files as it may have."""
+        ...
+
+    async def find(self, caller: Caller, credential: str, file_id: str) -> StoredFile | None: ...
+
+    async def list_of(
+        self, caller: Caller, credential: str, *, after: str | None, limit: int, purpose: str | None
+    ) -> Sequence[StoredFile]: ...
+
+    async def content(self, caller: Caller, credential: str, file_id: str) -> bytes | None: ...
+
+    async def delete(self, caller: Caller, file_id: str) -> bool: ...
+
+
+class BatchWork(Protocol):
+    """A batch in the hands of one gateway. Every change raises BatchLost when it is not in its hands any more."""
+
+    @property
+    def batch_id(self) -> UUID: ...
+
+    @property
+    def account_id(self) -> str: ...
+
+    @property
+    def key_id(self) -> str: ...
+
+    @property
+    def endpoint(self) -> str: ...
+
+    def unlock(self) -> None:
+        """Get at the lines. Raises KidMismatch or DecryptionFailed when the gateways' key is another by now."""
+        ...
+
+    async def state(self) -> tuple[Status, bool]:
+        """Its status, and whether its time is over."""
+        ...
+
+    async def lines(self, state: Literal["waiting", "running"], limit: int) -> Sequence[Line]: ...
+
+    async def begin(self, line: Line) -> int:
+        """Note that a try of a line begins; returns which one it is."""
+        ...
+
+    async def put_back(self, line: Line) -> None:
+        """The try came to nothing, and nothing was charged."""
+        ...
+
+    async def keep_draft(self, line: Line, draft: bytes) -> None:
+        """Keep what a machine answered, before it is paid for."""
+        ...
+
+    async def finish(self, line: Line, result: bytes, *, failed: bool) -> None: ...
+
+    async def end(self, status: Status) -> None:
+        """Make the files of results, and erase all that the batch could be read with."""
+        ...
+
+
+class Batches(Protocol):
+    async def create(
+        self,
+        caller: Caller,
+        credential: str,
+        *,
+        endpoint: str,
+        input_file_id: str,
+        lines: Sequence[bytes],
+        errors: Sequence[LineError],
+        metadata: dict[str, str],
+    ) -> UUID:
+        """A batch that runs, or with errors one that has failed.
+
+        Raises:
+            Conflict: the key has as many unfinished batches as it may have.
+            EncryptionUnavailable: this coordinator has no key to keep a batch with.
+        """
+        ...
+
+    async def find(self, caller: Caller, credential: str, batch_id: UUID) -> Batch | None: ...
+
+    async def list_of(self, caller: Caller, credential: str, *, after: UUID | None, limit: int) -> Sequence[Batch]: ...
+
+    async def cancel(self, caller: Caller, batch_id: UUID) -> None: ...
+
+    async def take(self, gateway_id: UUID, known: Collection[UUID], limit: int) -> Sequence[BatchWork]:
+        """Batches that no living gateway works on, other than those that are ``known``."""
+        ...
+
+    async def forget_old(self) -> None: ...
 
 
 class Gateway(Protocol):

@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from api.connections import BoundedHttp
 from api.frames import ShortWayProtocol
 from domain.protocol import COORDINATOR_INBOUND_BYTES_MAX
 
@@ -53,7 +54,7 @@ def serve(app: FastAPI, bound: socket.socket, *, drain_seconds: float, on_ready:
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=BoundedHttp,
         ws=ShortWayProtocol,
         ws_per_message_deflate=False,  # sealed bytes do not compress
         ws_max_size=COORDINATOR_INBOUND_BYTES_MAX,

@@ -18,7 +18,8 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
 
     ``excluded`` are sessions that already failed this request and gateways that are out of reach, ``reply_to`` is the
-    gateway that holds the prompt.
+    gateway that holds the prompt. A ``background`` job gets a machine that does nothing else, while nobody waits for
+    the model, or none.
     """
 
     request_id: UUID
@@ -35,6 +36,7 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     may_wait: bool = True
     constraints: Constraints = ANY_MACHINE
+    background: bool = False
 
 
 class SettleJob(msgspec.Struct, frozen=True, kw_only=True):

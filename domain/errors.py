@@ -4,7 +4,10 @@
     ├── InvalidRequest              400
     │   ├── BadRequest
     │   ├── IncompleteRequest
-    │   └── PayloadTooLarge         413
+    │   ├── PayloadTooLarge         413
+    │   ├── InvalidSealedEnvelope
+    │   ├── KidMismatch
+    │   └── DecryptionFailed
     ├── AuthenticationFailed        401
     │   └── SignInRefused
     ├── InsufficientFunds           402
@@ -30,6 +33,7 @@
     │   └── CodeNotSent
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
+    ├── EncryptionUnavailable       503
     ├── LedgerUnavailable           503
     │   ├── LedgerBusy
     │   └── LedgerHalted
@@ -92,6 +96,24 @@ class PayloadTooLarge(InvalidRequest):
 
     code = "payload_too_large"
     http_status = 413
+
+
+class InvalidSealedEnvelope(InvalidRequest):
+    """The sealed envelope is not one: send JSON with 'kid', 'ephemeral_public_key' and 'ciphertext'."""
+
+    type = "invalid_sealed_envelope"
+
+
+class KidMismatch(InvalidRequest):
+    """The request is sealed to a key that is not in use; fetch GET /v1/encryption-key and seal it again."""
+
+    type = "kid_mismatch"
+
+
+class DecryptionFailed(InvalidRequest):
+    """The sealed request does not open, or was sent before; seal it anew."""
+
+    type = "decryption_failed"
 
 
 class AuthenticationFailed(DarkbloomError):
@@ -266,6 +288,14 @@ class ModelNotAvailable(DarkbloomError):
     type = "model_not_available"
     http_status = 503
     retry_after_seconds = 10
+
+
+class EncryptionUnavailable(DarkbloomError):
+    """This coordinator has no key that requests could be sealed to."""
+
+    type = "encryption_unavailable"
+    http_status = 503
+    should_retry = False
 
 
 class LedgerUnavailable(DarkbloomError):

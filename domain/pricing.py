@@ -55,8 +55,8 @@ BUILT_IN_PRICES: Mapping[str, Price] = {
 class Quote(msgspec.Struct, frozen=True):
     """A price frozen into a request, so that a later price change never touches it.
 
-    ``source`` says where the price came from: ``built_in`` or ``default``. ``unit`` and ``unit_price`` are as in
-    ``Price``.
+    ``source`` says where the price came from: ``built_in`` or ``default``, with ``_batch`` at half of it. ``unit`` and
+    ``unit_price`` are as in ``Price``.
     """
 
     input_price: int
@@ -88,4 +88,16 @@ def quote_for(model: str, kind: ModelKind = TEXT, *, minimum_charge_micro_usd: i
         minimum_charge=minimum_charge_micro_usd,
         unit=found.unit,
         unit_price=found.unit_price,
+    )
+
+
+def batch_quote(quote: Quote) -> Quote:
+    """Half of both rates, rounded down as every cost is, for a request that waits until machines are idle. The minimum
+    charge stays: it pays for the bookkeeping, which costs as much."""
+    return msgspec.structs.replace(
+        quote,
+        input_price=quote.input_price // 2,
+        output_price=quote.output_price // 2,
+        unit_price=quote.unit_price // 2,
+        source=f"{quote.source}_batch",
     )

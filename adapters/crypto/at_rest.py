@@ -9,6 +9,7 @@ import hmac
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
 from nacl.secret import SecretBox
 
 
@@ -36,3 +37,26 @@ class CredentialBox:
             return self._box.decrypt(sealed)
         except CryptoError:
             raise ValueError("not sealed under this credential") from None
+
+
+class CredentialKey:
+    """A key pair that follows from one credential: what is sealed to its public half while the credential is away,
+    only the credential opens."""
+
+    def __init__(self, credential: str, purpose: str) -> None:
+        secret = HKDF(SHA256(), length=32, salt=None, info=f"darkbloom {purpose} v1".encode()).derive(
+            credential.encode()
+        )
+        self._secret = PrivateKey(secret)
+        self.public_key = bytes(self._secret.public_key)
+
+    def open(self, sealed: bytes) -> bytes:
+        """Raises ValueError when it was not sealed to this credential."""
+        try:
+            return SealedBox(self._secret).decrypt(sealed)
+        except CryptoError:
+            raise ValueError("not sealed to this credential") from None
+
+
+def seal_to(public_key: bytes, content: bytes) -> bytes:
+    return SealedBox(PublicKey(public_key)).encrypt(content)

@@ -70,9 +70,17 @@ class SealedChannel:
             raw = base64.b64decode(sealed, validate=True)
         except (binascii.Error, ValueError):
             raise SealingError("the ciphertext is not base64") from None
-        if len(raw) < SEALED_OVERHEAD_BYTES:
+        return self.open_raw(raw)
+
+    def open_raw(self, sealed: bytes) -> bytes:
+        """The same for a value that is not in base64.
+
+        Raises:
+            SealingError: too short, altered, or sealed by or for somebody else.
+        """
+        if len(sealed) < SEALED_OVERHEAD_BYTES:
             raise SealingError("the ciphertext is too short")
         try:
-            return self._box.decrypt(raw)
+            return self._box.decrypt(sealed)
         except CryptoError:
             raise SealingError("the ciphertext does not authenticate") from None

@@ -8,15 +8,14 @@ cannot reach it.
 from __future__ import annotations
 
 import base64
-import os
 import secrets
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from adapters.files import is_closed_to_others, replace_file
 from domain.transparency.note import ED25519, VerifierKey, check_name, strict_base64
 
 _PREFIX = "PRIVATE+KEY+"
@@ -58,7 +57,7 @@ class KeyFileNotary:
     def signers(self, *, may_create: bool = False) -> Sequence[Ed25519Signer]:
         """Raises KeyFileUnusable."""
         try:
-            mode = stat.S_IMODE(self.path.stat().st_mode)
+            closed = is_closed_to_others(self.path)
             text = self.path.read_text()
         except FileNotFoundError:
             if may_create:
@@ -68,7 +67,7 @@ class KeyFileNotary:
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise KeyFileUnusable(f"the key file {self.path} cannot be read: {type(error).__name__}") from None
-        if mode & 0o077:
+        if not closed:
             raise KeyFileUnusable(f"others can read the key file {self.path}; run: chmod 600 {self.path}")
         found = [_parse_private(line) for line in text.splitlines()]
         signers = [signer for signer in found if signer is not None]
@@ -89,7 +88,7 @@ class KeyFileNotary:
 
     def write(self, signers: Sequence[Ed25519Signer]) -> None:
         """Replace the file by these keys, at once and durably."""
-        _replace(self.path, "".join(signer.private_line() for signer in signers))
+        replace_file(self.path, "".join(signer.private_line() for signer in signers).encode())
 
     def last_signed(self) -> str | None:
         try:
@@ -98,7 +97,7 @@ class KeyFileNotary:
             return None
 
     def remember(self, signed: str) -> None:
-        _replace(self._memory, signed)
+        replace_file(self._memory, signed.encode())
 
 
 def new_signer(name: str) -> Ed25519Signer:
@@ -115,18 +114,3 @@ def _parse_private(line: str) -> Ed25519Signer | None:
         return None
     signer = Ed25519Signer(name, key[1:])
     return signer if signer.key.key_id.hex() == key_id else None
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

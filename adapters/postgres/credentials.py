@@ -94,6 +94,12 @@ class StoredCredentials:
                 await connection.execute(sql.NOTE_KEY_USE, (caller.key_id,))
         return caller
 
+    async def find_key_by_id(self, key_id: str) -> Caller | None:
+        """The active key of an id, for work that was asked for before."""
+        async with connection_of(self._pool) as connection:
+            row = await (await connection.execute(sql.FIND_API_KEY_BY_ID, (key_id,))).fetchone()
+        return _caller(row) if row else None
+
     async def find_provider_token(self, token: str) -> str | None:
         if not token:
             return None

@@ -46,6 +46,9 @@ class RecentCallers:
             self._found[key_hash] = _Found(caller, until)
         return caller
 
+    async def find_key_by_id(self, key_id: str) -> Caller | None:
+        return await self._stored.find_key_by_id(key_id)
+
     async def find_provider_token(self, token: str) -> str | None:
         return await self._stored.find_provider_token(token)
 

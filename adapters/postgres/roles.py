@@ -24,6 +24,9 @@ SECRET_COLUMNS: Mapping[str, frozenset[str]] = {
     "sessions": frozenset({"refresh_hash", "spent_hash"}),
     "sign_in_codes": frozenset({"email", "challenge_hash", "code_hash"}),
     "device_codes": frozenset({"device_hash", "user_code_hash"}),
+    "files": frozenset({"sealed", "sealed_name"}),
+    "batches": frozenset({"wrapped_key", "sealed_metadata"}),
+    "batch_lines": frozenset({"sealed", "draft", "result"}),
 }
 """What an auditor has no business to see: credentials, and who the people behind the accounts are."""
 

@@ -89,6 +89,14 @@ WHERE k.key_hash = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.ex
 """
 """An active key with its own limits and its account's."""
 
+FIND_API_KEY_BY_ID = """
+SELECT k.account_id, k.key_id, k.role, k.scopes, k.expires_at, k.spend_limit_micro_usd, k.spend_reset,
+       k.requests_per_minute, k.tokens_per_minute, a.requests_per_second, a.request_burst, a.tokens_per_minute, false
+FROM api_keys k LEFT JOIN account_limits a USING (account_id)
+WHERE k.key_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
+"""The same by its id, for work that goes on without its secret."""
+
 NOTE_KEY_USE = """
 UPDATE api_keys SET last_used_at = now() WHERE key_id IN (
     SELECT key_id FROM api_keys WHERE key_id = %s
@@ -280,6 +288,161 @@ WHERE name = %(name)s AND claim_id = %(claim_id)s
 """Keep a reply for a while, and forget some that are past theirs."""
 
 DROP_REPLY = "DELETE FROM replies WHERE name = %(name)s AND claim_id = %(claim_id)s AND sealed IS NULL"
+
+# --- sealed requests -------------------------------------------------------------------------------------------------
+
+SEE_SEALED_REQUEST = """
+WITH old AS (DELETE FROM sealed_requests WHERE digest IN (
+    SELECT digest FROM sealed_requests WHERE expires_at < now() AND digest <> %(digest)s LIMIT 100)),
+soon AS (SELECT set_config('synchronous_commit', 'off', true))
+INSERT INTO sealed_requests (digest, expires_at)
+SELECT %(digest)s, now() + make_interval(secs => %(seconds)s) FROM soon
+ON CONFLICT (digest) DO UPDATE SET expires_at = excluded.expires_at WHERE sealed_requests.expires_at < now()
+RETURNING digest
+"""
+"""Be the first to open a request, and forget some that are past their time. It does not wait for the disk: the
+admission that charges the request is committed later, and takes this row to the disk with it."""
+
+# --- files and batches -----------------------------------------------------------------------------------------------
+
+LOCK_FILES = "SELECT pg_advisory_xact_lock(hashtextextended('files:' || %s, 0))"
+"""One request of a key at a time counts its files or batches and adds one."""
+
+INSERT_FILE = """
+INSERT INTO files (file_id, account_id, key_id, purpose, sealed_name, sealed, size_bytes, expires_at)
+SELECT %(file_id)s, %(account_id)s, %(key_id)s, 'batch', %(sealed_name)s, %(sealed)s, %(size_bytes)s,
+       now() + make_interval(secs => %(seconds)s)
+WHERE (SELECT count(*) FROM files WHERE key_id = %(key_id)s) < %(files_max)s
+RETURNING created_at, expires_at
+"""
+"""No row comes back when the key has as many files as it may have."""
+
+FIND_FILES = """
+SELECT file_id, purpose, sealed_name, size_bytes, created_at, expires_at, batch_id, of_errors FROM files
+WHERE key_id = %(key_id)s AND expires_at > now() AND (%(file_id)s::text IS NULL OR file_id = %(file_id)s)
+    AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
+    AND (%(after)s::text IS NULL
+         OR (created_at, file_id) < (SELECT created_at, file_id FROM files WHERE file_id = %(after)s))
+ORDER BY created_at DESC, file_id DESC LIMIT %(limit)s
+"""
+"""One file of a key, or a page of them, the newest first."""
+
+FILE_CONTENT = "SELECT sealed FROM files WHERE file_id = %s AND key_id = %s"
+
+RESULTS = """
+SELECT result FROM batch_lines WHERE batch_id = %s AND failed = %s AND result IS NOT NULL ORDER BY number
+"""
+"""What a file of a batch holds, line by line."""
+
+DELETE_FILE = """
+WITH gone AS (DELETE FROM files WHERE file_id = %s AND key_id = %s RETURNING file_id, batch_id, of_errors),
+erased AS (UPDATE batch_lines l SET result = NULL FROM gone g WHERE l.batch_id = g.batch_id AND l.failed = g.of_errors)
+SELECT file_id FROM gone
+"""
+
+FORGET_OLD_FILES = """
+WITH old AS (DELETE FROM batches WHERE batch_id IN (
+    SELECT batch_id FROM batches WHERE finished_at < now() - make_interval(secs => %(seconds)s) LIMIT 10))
+DELETE FROM files WHERE file_id IN (SELECT file_id FROM files WHERE expires_at < now() LIMIT 10)
+"""
+"""A few at a time: their rows may be large."""
+
+INSERT_BATCH = """
+INSERT INTO batches (batch_id, account_id, key_id, endpoint, input_file_id, status, total, errors, sealed_metadata,
+                     consumer_key, kid, wrapped_key, expires_at, finished_at)
+SELECT %(batch_id)s, %(account_id)s, %(key_id)s, %(endpoint)s, %(input_file_id)s, %(status)s, %(total)s, %(errors)s,
+       %(sealed_metadata)s, %(consumer_key)s, %(kid)s, %(wrapped_key)s, now() + make_interval(secs => %(seconds)s),
+       CASE WHEN %(wrapped_key)s::bytea IS NULL THEN now() END
+WHERE (SELECT count(*) FROM batches WHERE key_id = %(key_id)s AND finished_at IS NULL) < %(batches_max)s
+RETURNING batch_id
+"""
+"""No row comes back when the key has as many unfinished ones as it may have."""
+
+INSERT_BATCH_LINE = "INSERT INTO batch_lines (batch_id, number, sealed) VALUES (%s, %s, %s)"
+
+FIND_BATCHES = """
+SELECT batch_id, account_id, key_id, endpoint, input_file_id,
+       (SELECT file_id FROM files f WHERE f.batch_id = b.batch_id AND NOT of_errors) AS output_file_id,
+       (SELECT file_id FROM files f WHERE f.batch_id = b.batch_id AND of_errors) AS error_file_id,
+       status, errors, created_at, expires_at, cancelling_at, finished_at, total,
+       (SELECT count(*) FROM batch_lines l WHERE l.batch_id = b.batch_id AND state = 'done' AND NOT failed),
+       (SELECT count(*) FROM batch_lines l WHERE l.batch_id = b.batch_id AND state = 'done' AND failed),
+       sealed_metadata
+FROM batches b WHERE key_id = %(key_id)s AND (%(batch_id)s::uuid IS NULL OR batch_id = %(batch_id)s)
+    AND (%(after)s::uuid IS NULL
+         OR (created_at, batch_id) < (SELECT created_at, batch_id FROM batches WHERE batch_id = %(after)s))
+ORDER BY created_at DESC, batch_id DESC LIMIT %(limit)s
+"""
+"""One batch of a key, or a page of them, the newest first."""
+
+CANCEL_BATCH = """
+UPDATE batches SET status = 'cancelling', cancelling_at = now()
+WHERE batch_id = %(batch_id)s AND key_id = %(key_id)s AND status = 'in_progress'
+"""
+
+TAKE_BATCHES = """
+UPDATE batches b SET gateway_id = %(gateway_id)s
+WHERE b.batch_id IN (
+    SELECT c.batch_id FROM batches c
+    WHERE c.finished_at IS NULL AND c.batch_id <> ALL(%(known)s::uuid[]) AND (c.gateway_id IS NULL
+        OR c.gateway_id = %(gateway_id)s
+        OR NOT EXISTS (SELECT FROM gateways g WHERE g.gateway_id = c.gateway_id AND g.lease_until > now()))
+    ORDER BY c.created_at FOR UPDATE SKIP LOCKED LIMIT %(limit)s)
+RETURNING batch_id, account_id, key_id, endpoint, kid, wrapped_key, consumer_key
+"""
+"""The oldest batches that no living gateway works on."""
+
+BATCH_STATE = """
+SELECT status, expires_at < now() FROM batches
+WHERE batch_id = %(batch_id)s AND gateway_id = %(gateway_id)s AND finished_at IS NULL
+"""
+LINES_IN = """
+SELECT number, tries, sealed, draft FROM batch_lines
+WHERE batch_id = %s AND state = %s AND state <> 'done' ORDER BY number LIMIT %s
+"""
+
+BEGIN_LINE = """
+UPDATE batch_lines SET state = 'running', tries = tries + 1, draft = NULL
+WHERE batch_id = %(batch_id)s AND number = %(number)s AND state = 'waiting'
+    AND EXISTS (SELECT FROM batches b WHERE b.batch_id = %(batch_id)s AND b.gateway_id = %(gateway_id)s)
+RETURNING tries
+"""
+PUT_BACK_LINE = """
+UPDATE batch_lines SET state = 'waiting', draft = NULL
+WHERE batch_id = %(batch_id)s AND number = %(number)s AND state = 'running'
+    AND EXISTS (SELECT FROM batches b WHERE b.batch_id = %(batch_id)s AND b.gateway_id = %(gateway_id)s)
+RETURNING tries
+"""
+KEEP_DRAFT = """
+UPDATE batch_lines SET draft = %(draft)s
+WHERE batch_id = %(batch_id)s AND number = %(number)s AND state = 'running'
+    AND EXISTS (SELECT FROM batches b WHERE b.batch_id = %(batch_id)s AND b.gateway_id = %(gateway_id)s)
+RETURNING tries
+"""
+FINISH_LINE = """
+UPDATE batch_lines SET state = 'done', failed = %(failed)s, result = %(result)s, result_bytes = %(result_bytes)s,
+    sealed = NULL, draft = NULL
+WHERE batch_id = %(batch_id)s AND number = %(number)s AND state <> 'done'
+    AND EXISTS (SELECT FROM batches b WHERE b.batch_id = %(batch_id)s AND b.gateway_id = %(gateway_id)s)
+RETURNING tries
+"""
+"""Each of these four changes a line for the one gateway that works on its batch."""
+
+END_BATCH = """
+UPDATE batches SET status = %(status)s, finished_at = now(), wrapped_key = NULL, gateway_id = NULL
+WHERE batch_id = %(batch_id)s AND gateway_id = %(gateway_id)s AND finished_at IS NULL RETURNING batch_id
+"""
+ERASE_LINES = "UPDATE batch_lines SET sealed = NULL, draft = NULL WHERE batch_id = %(batch_id)s AND sealed IS NOT NULL"
+
+MAKE_BATCH_FILE = """
+INSERT INTO files (file_id, account_id, key_id, purpose, size_bytes, batch_id, of_errors, expires_at)
+SELECT %(file_id)s, b.account_id, b.key_id, 'batch_output', sum(l.result_bytes), b.batch_id, %(of_errors)s,
+       now() + make_interval(secs => %(seconds)s)
+FROM batches b JOIN batch_lines l USING (batch_id)
+WHERE b.batch_id = %(batch_id)s AND l.failed = %(of_errors)s AND l.result IS NOT NULL
+GROUP BY b.batch_id
+"""
+"""A file that is a view of the results of its batch; none when there are none."""
 
 # --- auditors --------------------------------------------------------------------------------------------------------
 
@@ -535,6 +698,16 @@ WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_i
 """
 """The routable machines of one gateway or of all: all of them, or those that offer one model."""
 
+IDLE_FOR_MODEL = """
+SELECT FROM fleet_models m JOIN fleet f USING (session_id)
+WHERE m.model = %(model)s AND m.routable AND f.busy = 0 AND m.in_flight = 0
+    AND m.trust >= %(trust)s AND m.put_aside_until <= now()
+    AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
+    AND NOT EXISTS (SELECT FROM waiters w WHERE w.model = %(model)s AND w.deadline > now())
+LIMIT 1
+"""
+"""Whether a trusted machine in good health has nothing to do, for a model that nobody waits for."""
+
 MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,
        (SELECT slot_seconds FROM model_demand WHERE model = %(model)s)
@@ -700,6 +873,8 @@ SELECT message FROM woken ORDER BY place, enqueued_at
 """
 """Wake the requests whose turn it is, of one gateway or of all: the first of each model's queue, the oldest of those
 first. They keep their place until they are dispatched; new ones queue up behind the turn that was reached."""
+
+ANYBODY_WAITS = "SELECT FROM waiters WHERE model = %s AND deadline > now() LIMIT 1"
 
 REMOVE_WAITER = "DELETE FROM waiters WHERE request_id = %s"
 

@@ -187,6 +187,10 @@ class SchedulerFleet:
             assert ahead is not None
             return Place(max(1, ahead[0]), taken_now, *shed)
 
+    def anybody_waits(self, model: str) -> bool:
+        with self._pool.connection() as connection:
+            return connection.execute(sql.ANYBODY_WAITS, (model,)).fetchone() is not None
+
     def leave_queue(self, request_id: UUID) -> None:
         with self._pool.connection() as connection:
             connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)

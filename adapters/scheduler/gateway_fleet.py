@@ -256,6 +256,13 @@ class GatewayFleet:
             cursor = await connection.execute(sql.MODEL_OFFERS, wanted, prepare=True)
             return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
 
+    async def is_idle(self, model: str) -> bool:
+        """Whether a machine that offers a model has nothing to do, and nobody waits for the model."""
+        async with connection_of(self._pool) as connection:
+            floor = TRUST_RANK[self._policy.minimum_trust]
+            wanted = {"model": model, "gateway_id": self._reach(), "trust": floor}
+            return await (await connection.execute(sql.IDLE_FOR_MODEL, wanted)).fetchone() is not None
+
     async def _write(self, connection: AsyncConnection, told: Sequence[_Announcement]) -> list[DispatchJob]:
         cursor = await connection.execute(sql.ANNOUNCE_MACHINES, self._columns(told), prepare=True)
         free = {str(session_id): slots for session_id, slots in await cursor.fetchall() if slots}

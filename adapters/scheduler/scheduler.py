@@ -79,7 +79,8 @@ class Scheduler:
             return
         self.fleet.note_demand(job.model)
         try:
-            claimed = self._claim(job)
+            has_to_wait = job.background and self.fleet.anybody_waits(job.model)
+            claimed = self._claimed_before(job) if has_to_wait else self._claim(job)
             if claimed is None and job.may_wait:
                 claimed = self._park(job, seconds_left)
             elif claimed is None:
@@ -100,7 +101,8 @@ class Scheduler:
                 return self._claimed_before(job)
             session_id = choice.candidate.snapshot.session_id
             try:
-                if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=self._is_probe(choice)):
+                alone = job.background or self._is_probe(choice)
+                if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=alone):
                     self._explain(job, choice)
                     return choice.candidate
             except AttemptHasSlot:

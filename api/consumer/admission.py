@@ -12,7 +12,7 @@ from domain.catalog import CatalogModel
 from domain.eventsourced import Actor
 from domain.keys import Caller
 from domain.ledger import Admit
-from domain.pricing import quote_for
+from domain.pricing import batch_quote, quote_for
 
 COMPLETION_SLACK_TOKENS = 16
 """Tokens that may be generated without a byte reaching the consumer: ends of text and cut-off stop sequences."""
@@ -50,7 +50,9 @@ def admit_command(
     bounds: Bounds,
     minimum_charge_micro_usd: int,
     expires_at: datetime,
+    background: bool = False,
 ) -> Admit:
+    quote = quote_for(model.id, model.kind, minimum_charge_micro_usd=minimum_charge_micro_usd)
     return Admit(
         actor=Actor("consumer", caller.account_id),
         correlation_id=str(request_id),
@@ -64,7 +66,7 @@ def admit_command(
         prompt_bound=bounds.prompt_bound,
         output_bound=bounds.output_bound,
         units_bound=bounds.units_bound,
-        quote=quote_for(model.id, model.kind, minimum_charge_micro_usd=minimum_charge_micro_usd),
+        quote=batch_quote(quote) if background else quote,
         expires_at=expires_at,
     )
 

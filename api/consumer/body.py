@@ -31,9 +31,12 @@ async def read_json_object(request: Request, bytes_max: int, *, may_be_empty: bo
         PayloadTooLarge: the body is over the bound; it is not read further.
         InvalidRequest: not JSON, not an object, nested too deep, or not sent within a minute.
     """
-    raw = await read_bytes(request, bytes_max)
-    if may_be_empty and not raw:
-        return {}
+    raw = await read_body(request, bytes_max)
+    return {} if may_be_empty and not raw else parse_object(raw)
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Raises InvalidRequest: not JSON, not an object, or nested too deep."""
     if raw.count(b"{") + raw.count(b"[") > BRACKETS_MAX:
         raise InvalidRequest("The request body has too many objects and lists.")
     if _nesting_of(raw) > NESTING_MAX:
@@ -53,7 +56,7 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, str]:
     Raises:
         PayloadTooLarge, InvalidRequest: as above.
     """
-    raw = await read_bytes(request, bytes_max)
+    raw = await read_body(request, bytes_max)
     try:
         fields = parse_qs(raw.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError:
@@ -61,8 +64,15 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
-async def read_bytes(request: Request, bytes_max: int) -> bytes:
-    """The raw body. Raises PayloadTooLarge and InvalidRequest as ``read_json_object`` does."""
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """Read a body within its bounds of size and time.
+
+    Raises:
+        PayloadTooLarge: it is over the bound; it is not read further.
+        InvalidRequest: it is compressed, was not sent within a minute, or not to its end.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise InvalidRequest("Compressed request bodies are not read; send it without 'Content-Encoding'.")
     too_large = PayloadTooLarge(f"The request body is larger than the {bytes_max} bytes that this endpoint accepts.")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > bytes_max:

@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.consumer.auth import token_of
+from api.consumer.sealed_transport import SEALED
 from api.coordinator import Coordinator
 from api.ports import ReplyClaim
 from domain.errors import InvalidRequest
@@ -82,7 +83,7 @@ async def replayed_or_claimed(request: Request, coordinator: Coordinator, body: 
     found = await coordinator.replies.claim(
         token_of(request.headers),
         key,
-        f"{request.method} {request.url.path}",
+        f"{request.method} {request.url.path}{' sealed' if SEALED in request.scope else ''}",
         msgspec.json.encode(body, order="deterministic"),
         coordinator.gateway_id,
     )

@@ -124,6 +124,7 @@ class Inference:
         tools: Tools,
         timing_us: dict[str, int],
         constraints: Constraints = ANY_MACHINE,
+        background: bool = False,
     ) -> None:
         self.request_id = request_id
         self.tokens_used = 0
@@ -137,6 +138,7 @@ class Inference:
         self._tools = tools
         self._timing_us = timing_us
         self._constraints = constraints
+        self._background = background
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
@@ -206,7 +208,8 @@ class Inference:
     async def _find_machine(self, number: int) -> Assigned:
         timeouts = self._tools.timeouts
         deadline = self._started_at + timeouts.first_content
-        may_wait = number == 1  # and then it may be dispatched much later, when a gateway out of reach may be back
+        # One that waits may be dispatched much later, when a gateway out of reach may be back.
+        may_wait = number == 1 and not self._background
         out_of_reach = () if may_wait else self._tools.unreachable()
         await self._tools.jobs.send(
             DispatchJob(
@@ -224,6 +227,7 @@ class Inference:
                 deadline=time.time() + min(timeouts.queue_wait, deadline - time.monotonic()),
                 may_wait=may_wait,
                 constraints=self._constraints,
+                background=self._background,
             )
         )
         wait_until = time.monotonic() + timeouts.scheduler_reply

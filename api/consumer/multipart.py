@@ -11,15 +11,14 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from api.consumer.body import read_bytes
+from api.consumer.body import read_body
 from domain.errors import InvalidRequest, PayloadTooLarge
 
-FILE_BYTES_MAX = 25 * 1024 * 1024
-FORM_BYTES_MAX = 26 * 1024 * 1024
 FIELD_BYTES_MAX = 64 * 1024
 PARTS_MAX = 32
+HEAD_BYTES_MAX = 8 * 1024
 
-NO_FORM = "The request must be a form (multipart/form-data) with the parts 'file' and 'model'."
+NO_FORM = "The request must be a form of the type multipart/form-data."
 
 
 class _Part:
@@ -33,13 +32,16 @@ class _Part:
         _, options = parse_options_header(self.headers.get(b"content-disposition", b""))
         self.name = options.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" in options:
-            self.filename = options[b"filename"].decode("utf-8", "replace")
+            self.filename = options[b"filename"].decode("utf-8", "replace").replace("%22", '"')
+        if not self.name:
+            raise InvalidRequest("A part of the form has no name.")
 
 
 class _Form:
     """Takes the parser's calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, file_bytes_max: int) -> None:
+        self._file_bytes_max = file_bytes_max
         self.parts: list[_Part] = []
         self.complete = False
         self._header = bytearray()
@@ -52,9 +54,15 @@ class _Form:
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
+        self._bound_head()
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
+        self._bound_head()
+
+    def _bound_head(self) -> None:
+        if len(self._header) + len(self._value) > HEAD_BYTES_MAX:
+            raise InvalidRequest("A part of the form has too long a head.")
 
     def on_header_end(self) -> None:
         self.parts[-1].headers[bytes(self._header).lower()] = bytes(self._value)
@@ -68,8 +76,9 @@ class _Form:
         part.content += data[start:end]
         if part.filename is None and len(part.content) > FIELD_BYTES_MAX:
             raise PayloadTooLarge(f"A field of the form has more than {FIELD_BYTES_MAX} bytes.")
-        if len(part.content) > FILE_BYTES_MAX:
-            raise PayloadTooLarge(f"The file has more than the {FILE_BYTES_MAX} bytes that this endpoint accepts.")
+        if len(part.content) > self._file_bytes_max:
+            what = f"The file has more than the {self._file_bytes_max} bytes that this endpoint accepts."
+            raise PayloadTooLarge(what, param=part.name[:64])
 
     def on_end(self) -> None:
         self.complete = True
@@ -79,6 +88,8 @@ class _Form:
         ends in ``[]`` is one of a list."""
         members: dict[str, Any] = {}
         for part in self.parts:
+            if part.name in members:
+                raise InvalidRequest("A part of the form comes twice.", param=part.name[:64])
             if part.filename is not None:
                 members |= {part.name: bytes(part.content), f"{part.name}_name": part.filename}
             elif part.name.endswith("[]"):
@@ -88,7 +99,7 @@ class _Form:
         return members
 
 
-async def read_form(request: Request, bytes_max: int) -> dict[str, Any]:
+async def read_form(request: Request, bytes_max: int, *, file_bytes_max: int) -> dict[str, Any]:
     """The form's members: texts, lists of texts, and files as bytes.
 
     Raises:
@@ -99,9 +110,9 @@ async def read_form(request: Request, bytes_max: int) -> dict[str, Any]:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidRequest(NO_FORM)
-    form = _Form()
+    form = _Form(file_bytes_max)
     names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
-    raw = await read_bytes(request, bytes_max)
+    raw = await read_body(request, bytes_max)
     try:
         parser = MultipartParser(boundary, {f"on_{name}": getattr(form, f"on_{name}") for name in names})  # type: ignore[arg-type]
         parser.write(raw)

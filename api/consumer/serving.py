@@ -69,12 +69,32 @@ async def _admitted(
     request_id = uuid4()
     began = time.perf_counter()
     try:
-        await _admit(coordinator, caller, request_id, model, bounds)
+        await admit(coordinator, caller, request_id, model, bounds)
     except BaseException:
         limits.correct_tokens(caller, -expected_tokens)
         raise
     timing_us["reserve_us"] = int((time.perf_counter() - began) * 1_000_000)
-    inference = Inference(
+    inference = inference_of(coordinator, caller, request_id, call, model, bounds, timing_us)
+
+    def on_used(tokens: int) -> None:
+        limits.correct_tokens(caller, tokens - expected_tokens)
+
+    return AnswerResponse(inference, call, coordinator, recording, on_used)
+
+
+def inference_of(
+    coordinator: Coordinator,
+    caller: Caller,
+    request_id: UUID,
+    call: AnyCall,
+    model: CatalogModel,
+    bounds: Bounds,
+    timing_us: dict[str, int],
+    *,
+    background: bool = False,
+) -> Inference:
+    """The life of an admitted request, to be iterated. Whoever does closes its place at the switchboard."""
+    return Inference(
         request_id=request_id,
         account_id=caller.account_id,
         model=model,
@@ -85,17 +105,20 @@ async def _admitted(
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
         timing_us=timing_us,
+        background=background,
     )
 
-    def on_used(tokens: int) -> None:
-        limits.correct_tokens(caller, tokens - expected_tokens)
 
-    return AnswerResponse(inference, call, coordinator, recording, on_used)
-
-
-async def _admit(
-    coordinator: Coordinator, caller: Caller, request_id: UUID, model: CatalogModel, bounds: Bounds
+async def admit(
+    coordinator: Coordinator,
+    caller: Caller,
+    request_id: UUID,
+    model: CatalogModel,
+    bounds: Bounds,
+    *,
+    background: bool = False,
 ) -> None:
+    """Hold what a request can cost at most. Raises InsufficientFunds, LedgerUnavailable or ServiceUnavailable."""
     command = admit_command(
         request_id=request_id,
         caller=caller,
@@ -104,6 +127,7 @@ async def _admit(
         bounds=bounds,
         minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
         expires_at=datetime.now(UTC) + timedelta(seconds=coordinator.settings.hold_seconds),
+        background=background,
     )
     try:
         await coordinator.ledger.run(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -12,7 +13,7 @@ from api.consumer.admission import Bounds
 from api.consumer.answers import Made, ReadText, Whole
 from api.consumer.attempt import Started
 from api.consumer.inference import Finished
-from api.consumer.multipart import FORM_BYTES_MAX, read_form
+from api.consumer.multipart import read_form
 from api.consumer.rendering import WholeOnly
 from api.consumer.serving import serve
 from api.consumer.transcriptions_answer import WRITERS, Transcript, TranscriptReader
@@ -25,12 +26,16 @@ from api.consumer.transcriptions_request import (
 from domain.catalog import CatalogModel
 from domain.kinds import TRANSCRIPTION, ModelKind
 
+FILE_BYTES_MAX = 25 * 1024 * 1024
+FORM_BYTES_MAX = 26 * 1024 * 1024
+
 router = APIRouter()
 
 
 @router.post("/v1/audio/transcriptions")
 async def create_transcription(request: Request) -> Response:
-    return await serve(request, read_transcription, read_body=read_form, bytes_max=FORM_BYTES_MAX)
+    read_body = partial(read_form, file_bytes_max=FILE_BYTES_MAX)
+    return await serve(request, read_transcription, read_body=read_body, bytes_max=FORM_BYTES_MAX)
 
 
 def read_transcription(form: dict[str, Any]) -> TranscriptionCall:

@@ -23,6 +23,8 @@ from domain.people import Details, Person, SessionClaims
 class KeyStore(Protocol):
     async def find_api_key(self, token: str) -> Caller | None: ...
 
+    async def find_key_by_id(self, key_id: str) -> Caller | None: ...
+
     async def find_provider_token(self, token: str) -> str | None: ...
 
 
@@ -84,6 +86,9 @@ class Doorkeeper:
 
     async def find_api_key(self, token: str) -> Caller | None:
         return await self._keys.find_api_key(token)
+
+    async def find_key_by_id(self, key_id: str) -> Caller | None:
+        return await self._keys.find_key_by_id(key_id)
 
     async def find_provider_token(self, token: str) -> str | None:
         return await self._keys.find_provider_token(token)

@@ -108,6 +108,19 @@ PATHS: Json = {
             parameters=[_MODEL_ID],
         )
     },
+    "/v1/encryption-key": {
+        "get": operation(
+            "getEncryptionKey",
+            "The key that requests can be sealed to.",
+            {
+                "200": json_answer(
+                    full(kid=text(), public_key=text(), algorithm={"enum": ["x25519-nacl-box"]}), "The key."
+                )
+            }
+            | errors(503),
+            public=True,
+        )
+    },
     "/v1/pricing": {
         "get": operation(
             "getPricing",

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.openapi import books, identity, inference, machines, media
+from api.openapi import batches, books, identity, inference, machines, media
 from api.openapi.shapes import Json, full, nullable, text, thing
 
 router = APIRouter(include_in_schema=False)
@@ -29,7 +29,7 @@ def document() -> Json:
             "description": "Private inference on other people's machines, in the dialects of OpenAI and Anthropic.",
         },
         "security": [{"bearer": []}, {"header": []}],
-        "paths": inference.PATHS | media.PATHS | books.PATHS | machines.PATHS | identity.PATHS,
+        "paths": inference.PATHS | media.PATHS | batches.PATHS | books.PATHS | machines.PATHS | identity.PATHS,
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -38,6 +38,7 @@ def document() -> Json:
             "schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
             | inference.SCHEMAS
             | media.SCHEMAS
+            | batches.SCHEMAS
             | books.SCHEMAS
             | machines.SCHEMAS
             | identity.SCHEMAS,

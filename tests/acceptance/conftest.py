@@ -35,6 +35,7 @@ def up(
             "DARKBLOOM_SESSION_KEY_FILE": str(folder / "session.key"),
             "DARKBLOOM_ADMIN_KEY": ADMIN_KEY,
             "DARKBLOOM_ADMIN_EMAILS": ADMIN_EMAIL,
+            "DARKBLOOM_SEALING_KEY_FILE": str(folder / "sealing.key"),
         }
         with coordinator(folder, database=database_url(postgres_server, name), env=quick) as running:
             yield running

@@ -301,7 +301,17 @@ def methods_of_openai(client: openai.OpenAI) -> Iterator[tuple[str, str]]:
         "moderations.create": lambda: client.moderations.create(input="a"),
         "files.list": client.files.list,
         "files.create": lambda: client.files.create(file=file, purpose="batch"),
+        "files.retrieve": lambda: client.files.retrieve(client.files.list().data[0].id),
+        "files.content": lambda: client.files.content(client.files.list().data[0].id),
+        "batches.create": lambda: client.batches.create(
+            input_file_id=client.files.list().data[0].id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        ),
         "batches.list": client.batches.list,
+        "batches.retrieve": lambda: client.batches.retrieve(client.batches.list().data[0].id),
+        "batches.cancel": lambda: client.batches.cancel(client.batches.list().data[0].id),
+        "files.delete": lambda: client.files.delete(client.files.list().data[0].id),
         "fine_tuning.jobs.list": client.fine_tuning.jobs.list,
         "vector_stores.list": client.vector_stores.list,
     }

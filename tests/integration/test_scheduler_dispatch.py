@@ -493,3 +493,56 @@ async def test_what_the_ledger_records_of_an_attempt_is_its_machine_and_its_quot
     assert said["quote"] == log_of(look)[-2].payload["quote"]
     assert said["actor"] == {"kind": "system", "id": "scheduler"}
     assert said["correlation_id"] == str(wanted.request_id)
+
+
+# --- work that waits for idle machines -------------------------------------------------------------------------------
+
+
+async def test_background_work_gets_a_machine_that_does_nothing_else(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    one = await announced(gateway, capacity=4)
+    first, second = scene.asked(background=True, may_wait=False), scene.asked(background=True, may_wait=False)
+
+    [assigned, refused] = await dispatched(scene, first, second)
+
+    assert isinstance(assigned, Assigned)
+    assert isinstance(refused, Refused)
+    assert busy_of(look, one.session_id) == 1
+    [interactive] = await dispatched(scene, scene.asked())
+    assert isinstance(interactive, Assigned)  # the other slots are everybody's
+    assert await dispatched(scene, first) == [assigned]  # and a message that comes twice finds its machine
+
+
+async def test_background_work_never_passes_a_request_that_waits(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    waits = scene.asked()
+    [notice] = await dispatched(scene, waits)
+    assert isinstance(notice, Waiting)
+    await announced(gateway, capacity=1)
+
+    [refused] = await dispatched(scene, scene.asked(background=True, may_wait=False))
+
+    assert isinstance(refused, Refused)
+    assert waiting(look) == [waits.request_id]
+    [assigned] = await dispatched(scene, waits)
+    assert isinstance(assigned, Assigned)
+
+
+async def test_a_gateway_knows_whether_a_machine_is_idle(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    assert not await gateway.is_idle(MODEL)
+    one = await announced(gateway, capacity=4)
+    assert await gateway.is_idle(MODEL)
+    assert not await gateway.is_idle("another")
+    working = scene.asked()
+    await dispatched(scene, working)
+    assert not await gateway.is_idle(MODEL)
+    await asyncio.to_thread(scene.fleet.release, working.request_id, 1)
+    assert busy_of(look, one.session_id) == 0
+    assert await gateway.is_idle(MODEL)
+    parked = scene.asked()
+    assert await asyncio.to_thread(scene.fleet.park, parked, seconds=600, depth_max=10)
+    assert not await gateway.is_idle(MODEL)

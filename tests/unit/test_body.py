@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -212,3 +213,15 @@ def _depth(value: Any) -> int:
     if isinstance(value, list):
         return 1 + max((_depth(inner) for inner in value), default=0)
     return 0
+
+
+class TestCompression:
+    @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd", "GZIP", "gzip, identity", "x"])
+    async def test_a_compressed_body_is_refused_before_anything_is_read(self, encoding: str) -> None:
+        bomb = gzip.compress(b" " * 1_000_000)
+        with pytest.raises(InvalidRequest, match="Content-Encoding"):
+            await read_json_object(request_of([bomb], {"Content-Encoding": encoding}), 10_000)
+
+    @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+    async def test_a_body_that_only_says_that_it_is_not_is_read(self, encoding: str) -> None:
+        assert await read_json_object(request_of([b"{}"], {"Content-Encoding": encoding}), 100) == {}

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message
 
 from api import errors
-from api.edge import EXPOSED_HEADERS, Edge, new_request_id
+from api.edge import BODY_BYTES_MAX, EXPOSED_HEADERS, Edge, new_request_id
 from domain.errors import InsufficientFunds
 
 CONSOLE = "https://console.darkbloom.dev"
@@ -145,6 +145,9 @@ class TestCors:
             "X-Provider-Trust-Level",
             "X-SE-Signature",
             "X-Response-Hash",
+            "X-Eigen-Sealed",
+            "X-Eigen-Sealed-Kid",
+            "x-should-retry",
             "Retry-After",
         ],
     )
@@ -231,6 +234,19 @@ class TestErrors:
         answer = await client.get("/" + "é\"'<x>" * 400)
         assert answer.status_code == 404
         assert len(json.loads(answer.content)["error"]["message"]) < 400
+
+
+class TestSize:
+    @pytest.mark.parametrize("path", ["/fine", "/nowhere", "/v1/messages"])
+    async def test_no_endpoint_takes_more_than_the_ceiling(self, client: httpx.AsyncClient, path: str) -> None:
+        answer = await client.post(path, headers={"Content-Length": str(BODY_BYTES_MAX + 1)})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+        assert len(answer.headers["x-request-id"]) == 12
+
+    @pytest.mark.parametrize("length", [str(BODY_BYTES_MAX), "²", "-1", "1e99"])
+    async def test_up_to_it_the_endpoint_decides(self, client: httpx.AsyncClient, length: str) -> None:
+        answer = await client.post("/nowhere", headers=[(b"content-length", length.encode("latin-1"))])
+        assert answer.status_code == 404
 
 
 class TestMode:

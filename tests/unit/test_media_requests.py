@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from api.consumer.embeddings_request import (
     parse_embeddings,
 )
 from api.consumer.images_request import bounds_of_images, images_body, parse_images
-from api.consumer.multipart import FIELD_BYTES_MAX, FILE_BYTES_MAX, PARTS_MAX, read_form
+from api.consumer.multipart import FIELD_BYTES_MAX, PARTS_MAX, read_form
+from api.consumer.transcriptions import FILE_BYTES_MAX
 from api.consumer.transcriptions_request import (
     bounds_of_transcription,
     parse_transcription,
@@ -28,6 +30,8 @@ from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest, PayloadTooLarge
 from domain.kinds import EMBEDDING, IMAGE, TRANSCRIPTION
 from domain.pricing import quote_for
+
+read_any_form = partial(read_form, file_bytes_max=FILE_BYTES_MAX)
 
 EMBEDDER = CatalogModel(id="m", display_name="M", kind=EMBEDDING, context_length=100, output_max=0)
 
@@ -159,7 +163,7 @@ LIMIT = 64 * 1024 * 1024
 class TestForms:
     async def test_files_fields_and_lists_are_told_apart(self) -> None:
         raw = part("file", b"\x00\r\n--c", "ä.wav") + part("model", b"m") + part("g[]", b"1") + part("g[]", b"2") + END
-        assert await read_form(post(raw), LIMIT) == {
+        assert await read_any_form(post(raw), LIMIT) == {
             "file": b"\x00\r\n--c",
             "file_name": "ä.wav",
             "model": "m",
@@ -181,7 +185,7 @@ class TestForms:
     )
     async def test_what_is_no_complete_form_is_refused(self, raw: bytes, content_type: str) -> None:
         with pytest.raises(InvalidRequest):
-            await read_form(post(raw, content_type), LIMIT)
+            await read_any_form(post(raw, content_type), LIMIT)
 
     @pytest.mark.parametrize(
         "raw",
@@ -192,13 +196,13 @@ class TestForms:
     )
     async def test_what_is_too_large_is_refused(self, raw: bytes) -> None:
         with pytest.raises(PayloadTooLarge):
-            await read_form(post(raw), LIMIT)
+            await read_any_form(post(raw), LIMIT)
 
     async def test_a_form_over_the_bound_is_not_read(self) -> None:
         with pytest.raises(PayloadTooLarge):
-            await read_form(post(part("file", b"x" * 100, "a.wav") + END), 50)
+            await read_any_form(post(part("file", b"x" * 100, "a.wav") + END), 50)
 
     @given(st.binary(max_size=300))
     async def test_no_bytes_break_it(self, raw: bytes) -> None:
         with contextlib.suppress(InvalidRequest):
-            assert isinstance(await read_form(post(b"--b\r\n" + raw), LIMIT), dict)
+            assert isinstance(await read_any_form(post(b"--b\r\n" + raw), LIMIT), dict)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, MINIMUM_CHARGE_MICRO_USD, Price, quote_for
+from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, MINIMUM_CHARGE_MICRO_USD, Price, batch_quote, quote_for
 
 GEMMA = "mlx-community/gemma-4-26b-a4b-it-8bit"
 QWEN_27B = "qwen3.5-27b-claude-opus-8bit"
@@ -91,3 +91,32 @@ class TestQuotes:
         stored = msgspec.json.decode(msgspec.json.encode(quote), type=type(quote))
         assert stored == quote
         assert stored.charge_micro_usd(*usage) == quote.charge_micro_usd(*usage)
+
+
+class TestBatchQuotes:
+    def test_both_rates_are_half_and_the_quote_says_so(self) -> None:
+        quote = batch_quote(quote_for(GEMMA))
+        assert (quote.input_price, quote.output_price, quote.source) == (32_500, 100_000, "built_in_batch")
+        assert quote.minimum_charge == MINIMUM_CHARGE_MICRO_USD
+        assert batch_quote(quote_for("acme/unheard-of")).source == "default_batch"
+
+    @given(usages, st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 1_000))
+    def test_a_line_costs_half_within_the_rounding_and_never_less_than_the_minimum(
+        self, usage: tuple[int, int], input_price: int, output_price: int, minimum: int
+    ) -> None:
+        whole = msgspec.structs.replace(
+            quote_for(GEMMA), input_price=input_price, output_price=output_price, minimum_charge=minimum
+        )
+        half = batch_quote(whole)
+        charged, full = half.charge_micro_usd(*usage), whole.charge_micro_usd(*usage)
+        assert minimum <= charged <= full
+        # Half a micro-USD a million tokens may be lost to an odd rate, and one to each floor.
+        lost = 2 + sum(usage) // 2_000_000 + 2
+        assert charged == minimum or full - 2 * lost <= 2 * charged <= full
+
+    @given(usages, usages, st.sampled_from([*sorted(BUILT_IN_PRICES), "other"]))
+    def test_the_hold_covers_every_usage_inside_of_the_bounds(
+        self, used: tuple[int, int], spare: tuple[int, int], model: str
+    ) -> None:
+        quote = batch_quote(quote_for(model))
+        assert quote.charge_micro_usd(*used) <= quote.charge_micro_usd(used[0] + spare[0], used[1] + spare[1])
