@@ -74,7 +74,9 @@ SCHEMAS: Json = {
     ),
     "TranscriptionRequest": thing(
         {
-            "file": text("FLAC, M4A, MP3, MP4, MPEG, MPGA, OGG, WAV or WEBM, up to 25 MiB.", format="binary"),
+            "file": text(
+                "FLAC, M4A, MP3, MP4, MPEG, MPGA, OGG, WAV or WEBM, up to 25 MiB.", format="binary", minLength=1
+            ),
             "model": text("A transcription model; whisper-1 is the network's first one.", minLength=1),
             "language": text("An ISO 639-1 code.", pattern="^[a-z]{2,3}$"),
             "prompt": text(maxLength=PROMPT_CHARACTERS_MAX),
