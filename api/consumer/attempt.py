@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
-from api.consumer.thoughts import Thoughts
+from api.consumer.expected import Delivered, Expected
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Channel, Sealing
 from domain.dispatch import Assigned, Refused, Waiting
@@ -79,7 +79,7 @@ RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 
 
 class Attempt:
-    """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was."""
+    """``delivered`` is what was passed on; ``started`` says whether any of it was."""
 
     def __init__(
         self,
@@ -88,26 +88,24 @@ class Attempt:
         *,
         sealing: Sealing,
         next_item: Next,
-        stream: bool,
+        expected: Expected,
         first_signal_seconds: float,
         first_content_seconds: float,
         chunk_gap_seconds: float,
         timing_us: dict[str, int],
     ) -> None:
         self.assigned = assigned
-        self.delivered_bytes = 0
+        self.delivered = Delivered(expected)
         self.started = False
         self._link = link
         self._sealing = sealing
         self._next = next_item
-        self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if stream else read_whole
+        self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if expected.stream else read_whole
         self._patience = first_signal_seconds
         self._first_content_seconds = first_content_seconds
         self._chunk_gap_seconds = chunk_gap_seconds
         self._timing_us = timing_us
         self._sent_at = 0.0
-        self._tool_call = 0
-        self._thoughts = Thoughts()
 
     async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
         """The machine's answer; an InferenceComplete comes last.
@@ -130,7 +128,6 @@ class Attempt:
                 case InferenceComplete():
                     if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                         raise AttemptFailed("no_answer", 502)
-                    yield Delta(self._thoughts.rest())
                     yield event
                     return
                 case InferenceError():
@@ -173,28 +170,17 @@ class Attempt:
             return []
         try:
             answer = self._read_text(text)
+            self.delivered.add(answer)
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
         self._patience = self._chunk_gap_seconds
-        if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
-            return []  # a bare role, which every dialect says by itself
-        if isinstance(answer, Whole) and self.started:
-            raise await self._violation("a whole answer came twice", "bad_answer")
-        if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
-            raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
-        self.delivered_bytes += answer.content_bytes  # with the tags of thoughts: they were generated too
         if isinstance(answer, ProviderChunk):
-            return [*self._start(), Delta(self._thoughts.in_chunk(answer))]
-        return [*self._start(), self._thoughts.in_whole(answer)]
-
-    def _calls_in_order(self, chunk: ProviderChunk) -> bool:
-        """Dialects that frame each tool call cannot go back to one that is closed."""
-        for choice in chunk.choices:
-            for call in choice.delta.tool_calls or ():
-                if (call.index or 0) < self._tool_call:
-                    return False
-                self._tool_call = call.index or 0
-        return True
+            if not self.started and not answer.has_content:
+                return []  # a bare role, which every dialect says by itself
+            return [*self._start(), Delta(answer)]
+        if self.started:
+            raise await self._violation("a whole answer came twice", "bad_answer")
+        return [*self._start(), answer]
 
     def _start(self) -> list[Started | Delta | Whole]:
         if self.started:

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from api.consumer.admission import Bounds, completion_bound
+from api.consumer.admission import Bounds
 from api.consumer.answers import Whole
 from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Attempt, AttemptFailed, Delta, MachineLink, Started
+from api.consumer.expected import Expected
 from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, KeyRevoked, MachineLost
 from api.ports import Fleet, Jobs, Sealing
 from domain.dispatch import Assigned, DispatchJob, Refused, ReleaseJob, SettleJob, Waiting
@@ -113,8 +114,7 @@ class Inference:
         model: str,
         size_gb: float,
         bounds: Bounds,
-        stop_bytes: int,
-        stream: bool,
+        expected: Expected,
         body: bytes,
         inbox: Inbox,
         tools: Tools,
@@ -127,8 +127,7 @@ class Inference:
         self._model = model
         self._size_gb = size_gb
         self._bounds = bounds
-        self._stop_bytes = stop_bytes
-        self._stream = stream
+        self._expected = expected
         self._body = body
         self._inbox = inbox
         self._tools = tools
@@ -139,6 +138,10 @@ class Inference:
         self._excluded: list[str] = []
         self._looking_for: int | None = None
         self._ended = False
+
+    @property
+    def request_ids(self) -> tuple[UUID, ...]:
+        return (self.request_id,)
 
     def consumer_gone(self) -> None:
         self._inbox.interrupt(ConsumerGone())
@@ -258,7 +261,7 @@ class Inference:
             link,
             sealing=self._tools.sealing,
             next_item=self._next_in_time,
-            stream=self._stream,
+            expected=self._expected,
             first_signal_seconds=timeouts.first_signal,
             first_content_seconds=timeouts.first_content,
             chunk_gap_seconds=timeouts.chunk_gap,
@@ -354,7 +357,7 @@ class Inference:
             except TimeoutError:
                 break
             if isinstance(item, last_words) and item.request_id == attempt.assigned.job_id:
-                if isinstance(item, InferenceComplete) and attempt.delivered_bytes:
+                if isinstance(item, InferenceComplete) and attempt.delivered.content_bytes:
                     await self._settle(attempt, item)
                     return
                 break
@@ -367,12 +370,12 @@ class Inference:
             job_id=attempt.assigned.job_id,
             claimed_prompt_tokens=complete.usage.prompt_tokens,
             claimed_completion_tokens=complete.usage.completion_tokens,
-            completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
+            completion_bound=attempt.delivered.completion_bound(),
         )
         settled = await self._end(job)
         usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
+            usage, cost = complete.usage.within(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
         self.tokens_used = usage.prompt_tokens + usage.completion_tokens

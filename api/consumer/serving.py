@@ -16,10 +16,11 @@ from api.consumer.admission import Bounds, admit_command, bounds_of
 from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
-from api.consumer.chat_request import body_for_machine
+from api.consumer.chat_request import ChatRequest, body_for_machine
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import Call
+from api.consumer.side_by_side import SideBySide
 from api.coordinator import Coordinator
 from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
@@ -53,39 +54,53 @@ async def _admitted(
     request: Request, coordinator: Coordinator, caller: Caller, call: Call, recording: Recording, began: float
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
-    chat = call.chat
-    model = await model_of(chat.model, coordinator)
-    bounds = bounds_of(chat, model)
+    model = await model_of(call.chats[0].model, coordinator)
+    bounds = [bounds_of(chat, model) for chat in call.chats]
     limits = coordinator.rate_limits
-    expected_tokens = bounds.prompt_estimate + bounds.output_estimate
+    expected_tokens = sum(one.prompt_estimate + one.output_estimate for one in bounds)
     limits.count_tokens(caller, expected_tokens, request.scope)
-    timing_us = {"parse_us": int((time.perf_counter() - began) * 1_000_000)}
-    request_id = uuid4()
-    began = time.perf_counter()
+    parse_us = int((time.perf_counter() - began) * 1_000_000)
+    inferences: list[Inference] = []
     try:
-        await _admit(coordinator, caller, request_id, model, bounds)
+        for chat, chat_bounds in zip(call.chats, bounds, strict=True):
+            inferences.append(await _inference(coordinator, caller, chat, model, chat_bounds, parse_us))
     except BaseException:
         limits.correct_tokens(caller, -expected_tokens)
+        for inference in inferences:
+            _give_back(coordinator, caller, inference.request_id)
         raise
-    timing_us["reserve_us"] = int((time.perf_counter() - began) * 1_000_000)
-    inference = Inference(
+
+    def on_used(tokens: int) -> None:
+        limits.correct_tokens(caller, tokens - expected_tokens)
+
+    several = SideBySide(inferences, choices_of_each=call.chats[0].expected.choices) if len(inferences) > 1 else None
+    return AnswerResponse(several or inferences[0], call, coordinator, recording, on_used)
+
+
+async def _inference(
+    coordinator: Coordinator, caller: Caller, chat: ChatRequest, model: CatalogModel, bounds: Bounds, parse_us: int
+) -> Inference:
+    began = time.perf_counter()
+    request_id = uuid4()
+    await _admit(coordinator, caller, request_id, model, bounds)
+    return Inference(
         request_id=request_id,
         account_id=caller.account_id,
         model=model.id,
         size_gb=model.size_gb,
         bounds=bounds,
-        stop_bytes=chat.stop_bytes,
-        stream=chat.stream,
-        body=body_for_machine(chat, bounds.output_bound),
+        expected=chat.expected,
+        body=body_for_machine(chat, bounds.output_limit, coordinator.cache_salt(caller.account_id)),
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
-        timing_us=timing_us,
+        timing_us={"parse_us": parse_us, "reserve_us": int((time.perf_counter() - began) * 1_000_000)},
     )
 
-    def on_used(tokens: int) -> None:
-        limits.correct_tokens(caller, tokens - expected_tokens)
 
-    return AnswerResponse(inference, call, coordinator, recording, on_used)
+def _give_back(coordinator: Coordinator, caller: Caller, request_id: UUID) -> None:
+    """Undo the admission of one prompt, because another one was not admitted."""
+    coordinator.switchboard.close(request_id)
+    coordinator.end_later(ReleaseJob(request_id=request_id, account_id=caller.account_id, reason="rejected"))
 
 
 async def _admit(

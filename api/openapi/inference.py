@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.consumer.chat_request import STOP_CHARACTERS_MAX, STOP_SEQUENCES_MAX
+from api.consumer.chat_request import STOP_SEQUENCES_MAX
+from api.consumer.members import STOP_CHARACTERS_MAX
 from api.consumer.messages_request import STOP_SEQUENCES_MAX as MESSAGES_STOPS_MAX
 from api.openapi.shapes import (
     ASKING,
