@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from api.consumer.answers import ProviderChunk, Whole, WholeChoice
 from api.consumer.attempt import Delta, Started
-from api.consumer.inference import Consumed, Event, Finished, Inference
-from domain.errors import DarkbloomError
+from api.consumer.inference import Event, Finished, Inference
 from domain.protocol import Usage
 
 AT_ONCE_MAX = 4
@@ -30,7 +29,7 @@ EVENTS_MAX = 64
 class _Ended(NamedTuple):
     """One of the requests has ended; ``error`` says how, when it failed."""
 
-    error: DarkbloomError | Consumed | None
+    error: Exception | None
 
 
 class SideBySide:
@@ -70,7 +69,7 @@ class SideBySide:
         started = False
         wholes: list[WholeChoice] = []
         finished: list[Finished] = []
-        failure: DarkbloomError | Consumed | None = None
+        failure: Exception | None = None
         open_ones = len(self._inferences)
         while open_ones:
             match await self._events.get():
@@ -97,7 +96,7 @@ class SideBySide:
 
     async def _run(self, number: int) -> None:
         """Put one request's events into the queue, its choices renumbered and its end last."""
-        error: DarkbloomError | Consumed | None = None
+        error: Exception | None = None
         try:
             async with aclosing(self._inferences[number].events()) as events:
                 async with self._turns:
@@ -105,10 +104,10 @@ class SideBySide:
                 if answered:
                     await self._answered.wait()
                     await self._relay(events, number)
-        except (DarkbloomError, Consumed) as raised:
-            error = raised
         except asyncio.BrokenBarrierError:
             pass  # another one failed, and this one is released without a charge
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the consumer's one answer fails with it
+            error = raised
         await self._events.put(_Ended(error))
 
     async def _relay(self, events: AsyncGenerator[Event, None], number: int) -> bool:
