@@ -95,8 +95,8 @@ class Sealed(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``cached_tokens`` are those of the prompt that the machine did not compute again, ``reasoning_tokens`` those of
-    the completion that were reasoning."""
+    """``cached_tokens`` is the part of the prompt that was remembered, ``reasoning_tokens`` the part of the completion
+    that was thought."""
 
     prompt_tokens: Count
     completion_tokens: Count
