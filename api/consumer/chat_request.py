@@ -38,7 +38,7 @@ STOP_SEQUENCES_MAX = 4
 BIASES_MAX = 1_024
 TEMPLATE_ARGUMENTS_MAX = 16
 TEMPLATE_TEXT_CHARACTERS_MAX = 256
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -64,7 +64,7 @@ _NOT_FORWARDED = frozenset(
         "endpoint",
     }
 )
-_TEMPLATE_ARGUMENT = re.compile(r"[a-z][a-z0-9_]{0,63}")
+TEMPLATE_ARGUMENT = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TEMPLATES_OWN = frozenset(
     {
         "add_generation_prompt",
@@ -113,6 +113,7 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
     _check_messages(body.get("messages"))
     check_members(body, _CHECKS)
     check_tool_choice(body.get("tool_choice"), body.get("tools"))
+    _refuse_a_format_beside_tools(body)
     if body.get("top_logprobs") and not body.get("logprobs"):
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     stop = body.get("stop")
@@ -138,6 +139,23 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
         prompt_estimate=max(1, (prompt_bytes + tools_bytes) // 4),
         message_count=len(body["messages"]),
     )
+
+
+def parse_lowered(
+    body: dict[str, Any], instead: Mapping[str, str], *, stops_max: int = STOP_SEQUENCES_MAX
+) -> ChatRequest:
+    """Check what another dialect was lowered to. ``instead`` maps members of a chat to those that they came from.
+
+    Raises:
+        InvalidRequest: as ``parse_chat`` does, in the words of the dialect.
+    """
+    try:
+        return parse_chat(body, stops_max=stops_max)
+    except InvalidRequest as error:
+        if error.param is None or error.param not in instead:
+            raise
+        name = instead[error.param]
+        raise InvalidRequest(error.message.replace(error.param, name), param=name) from None
 
 
 def model_in(body: dict[str, Any]) -> str:
@@ -190,6 +208,17 @@ def _check_content(index: int, message: dict[str, Any]) -> None:
                 f"messages[{index}] has a content part that this model cannot read; only text parts are supported.",
                 param="messages",
             )
+
+
+def _refuse_a_format_beside_tools(body: dict[str, Any]) -> None:
+    """No machine can hold one answer to a schema and leave it free to call a tool instead."""
+    kind = (body.get("response_format") or {}).get("type", "text")
+    if kind != "text" and body.get("tools") and body.get("tool_choice") != "none":
+        raise InvalidRequest(
+            "'response_format' is not supported together with tools; leave one of them out, or set 'tool_choice' to "
+            "none.",
+            param="response_format",
+        )
 
 
 def _refuse_a_choice_of_machine(body: dict[str, Any]) -> None:
@@ -265,7 +294,7 @@ def _template_arguments(name: str, value: Any) -> None:
         is_long = isinstance(given, str) and len(given) > TEMPLATE_TEXT_CHARACTERS_MAX
         if is_long or not (given is None or isinstance(given, bool | int | float | str)):
             raise InvalidRequest(f"'{name}' may only hold booleans, numbers and short texts.", param=name)
-        if not _TEMPLATE_ARGUMENT.fullmatch(argument) or argument in _TEMPLATES_OWN:
+        if not TEMPLATE_ARGUMENT.fullmatch(argument) or argument in _TEMPLATES_OWN:
             raise InvalidRequest(f"'{name}' has a member that is not for clients to set.", param=name)
 
 

@@ -120,7 +120,9 @@ class Inference:
         tools: Tools,
         timing_us: dict[str, int],
         constraints: Constraints = ANY_MACHINE,
+        settle_together: asyncio.Barrier | None = None,
     ) -> None:
+        """With ``settle_together`` nothing is settled before all of its parties are answered."""
         self.request_id = request_id
         self.tokens_used = 0
         self._account_id = account_id
@@ -133,6 +135,7 @@ class Inference:
         self._tools = tools
         self._timing_us = timing_us
         self._constraints = constraints
+        self._settle_together = settle_together
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
@@ -274,6 +277,9 @@ class Inference:
                     if isinstance(item, InferenceComplete):
                         at_work = False
                         self._observe(assigned, "job_done", self._timing_us.get("provider_us", 0) / 1000)
+                        if self._settle_together is not None:
+                            await self._give_slot_back(assigned.attempt)  # the others may need it
+                            await self._settle_together.wait()
                         yield await self._settle(attempt, item)
                     else:
                         yield item

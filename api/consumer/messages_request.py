@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, EFFORTS, ChatRequest, model_in, parse_chat
+from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ChatRequest, model_in, parse_lowered
 from api.consumer.json_schema import NoSchema, require_schema
 from api.consumer.members import Check, check_members, only, stop_texts
 from domain.errors import InvalidRequest
 
 STOP_SEQUENCES_MAX = 16
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 Json = dict[str, Any]
 
@@ -78,7 +79,8 @@ def parse_messages(body: Json) -> MessagesRequest:
     if stops:
         lowered["stop"] = stops
     lowered |= _tools(body) | _output(body, with_thinking=with_thinking)
-    return MessagesRequest(parse_chat(lowered, stops_max=STOP_SEQUENCES_MAX), with_thinking, tuple(stops))
+    instead = {"response_format": "output_config" if body.get("output_config") else "output_format"}
+    return MessagesRequest(parse_lowered(lowered, instead, stops_max=STOP_SEQUENCES_MAX), with_thinking, tuple(stops))
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -213,7 +215,9 @@ def _output(body: Json, *, with_thinking: bool) -> Json:
     effort = config.get("effort")
     if effort is not None and effort not in EFFORTS:
         raise InvalidRequest(f"'output_config.effort' must be one of {', '.join(EFFORTS)}.", param="output_config")
-    lowered: Json = {"reasoning_effort": effort or ("medium" if with_thinking else "none")}
+    lowered: Json = {"reasoning_effort": "medium" if with_thinking else "none"}
+    if effort is not None:
+        lowered["reasoning_effort"] = "xhigh" if effort == "max" else effort
     for name, given in (("output_config", config.get("format")), ("output_format", body.get("output_format"))):
         if given is not None:
             lowered["response_format"] = _response_format(name, given)

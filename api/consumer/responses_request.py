@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.chat_request import TOP_LOGPROBS_MAX, ChatRequest, model_in, parse_chat
+from api.consumer.chat_request import TOP_LOGPROBS_MAX, ChatRequest, model_in, parse_lowered
 from api.consumer.members import Check, check_members, only, whole
 from domain.errors import InvalidRequest
 
@@ -77,14 +77,7 @@ def parse_responses(body: Json) -> ResponsesRequest:
     lowered = {name: value for name, value in body.items() if name not in _LOWERED | _CHECKS.keys()}
     lowered["messages"] = [*([{"role": "system", "content": instructions}] if instructions else []), *messages]
     lowered |= _tools(body) | _text(body.get("text")) | _reasoning(body.get("reasoning")) | _logprobs(body)
-    try:
-        chat = parse_chat(lowered)
-    except InvalidRequest as error:
-        if error.param not in _INSTEAD:
-            raise
-        name = _INSTEAD[error.param]
-        raise InvalidRequest(error.message.replace(error.param, name), param=name) from None
-    return ResponsesRequest(chat, _echoed(body))
+    return ResponsesRequest(parse_lowered(lowered, _INSTEAD), _echoed(body))
 
 
 def _echoed(body: Json) -> Json:

@@ -60,10 +60,12 @@ async def _admitted(
     expected_tokens = sum(one.prompt_estimate + one.output_estimate for one in bounds)
     limits.count_tokens(caller, expected_tokens, request.scope)
     parse_us = int((time.perf_counter() - began) * 1_000_000)
+    expected = call.chats[0].expected
+    together = asyncio.Barrier(len(call.chats)) if len(call.chats) > 1 and not expected.stream else None
     inferences: list[Inference] = []
     try:
         for chat, chat_bounds in zip(call.chats, bounds, strict=True):
-            inferences.append(await _inference(coordinator, caller, chat, model, chat_bounds, parse_us))
+            inferences.append(await _inference(coordinator, caller, chat, model, chat_bounds, parse_us, together))
     except BaseException:
         limits.correct_tokens(caller, -expected_tokens)
         for inference in inferences:
@@ -73,12 +75,20 @@ async def _admitted(
     def on_used(tokens: int) -> None:
         limits.correct_tokens(caller, tokens - expected_tokens)
 
-    several = SideBySide(inferences, choices_of_each=call.chats[0].expected.choices) if len(inferences) > 1 else None
-    return AnswerResponse(several or inferences[0], call, coordinator, recording, on_used)
+    if len(inferences) == 1:
+        return AnswerResponse(inferences[0], call, coordinator, recording, on_used)
+    several = SideBySide(inferences, choices_of_each=expected.choices, settle_together=together)
+    return AnswerResponse(several, call, coordinator, recording, on_used)
 
 
 async def _inference(
-    coordinator: Coordinator, caller: Caller, chat: ChatRequest, model: CatalogModel, bounds: Bounds, parse_us: int
+    coordinator: Coordinator,
+    caller: Caller,
+    chat: ChatRequest,
+    model: CatalogModel,
+    bounds: Bounds,
+    parse_us: int,
+    settle_together: asyncio.Barrier | None,
 ) -> Inference:
     began = time.perf_counter()
     request_id = uuid4()
@@ -94,6 +104,7 @@ async def _inference(
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
         timing_us={"parse_us": parse_us, "reserve_us": int((time.perf_counter() - began) * 1_000_000)},
+        settle_together=settle_together,
     )
 
 

@@ -35,12 +35,16 @@ class _Ended(NamedTuple):
 class SideBySide:
     """Offers what an Inference offers. The choices of request ``k`` come behind those of the requests before it."""
 
-    def __init__(self, inferences: Sequence[Inference], *, choices_of_each: int) -> None:
+    def __init__(
+        self, inferences: Sequence[Inference], *, choices_of_each: int, settle_together: asyncio.Barrier | None
+    ) -> None:
+        """``settle_together`` is what the inferences have, for whole answers."""
         self._inferences = inferences
         self._choices_of_each = choices_of_each
         self._events: asyncio.Queue[Event | _Ended] = asyncio.Queue(EVENTS_MAX)
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)
-        self._answered = asyncio.Barrier(len(inferences))
+        self._settle_together = settle_together
+        self._has_started = False
 
     @property
     def request_ids(self) -> tuple[UUID, ...]:
@@ -66,33 +70,35 @@ class SideBySide:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _merged(self) -> AsyncGenerator[Event, None]:
-        started = False
         wholes: list[WholeChoice] = []
         finished: list[Finished] = []
         failure: Exception | None = None
         open_ones = len(self._inferences)
         while open_ones:
-            match await self._events.get():
-                case _Ended(error=error):
-                    open_ones -= 1
-                    if error is not None and failure is None:
-                        failure = error
-                        await self._answered.abort()
-                        self.consumer_gone()
-                case Whole(choices=choices):
-                    wholes += choices
-                case Finished() as one:
-                    finished.append(one)
-                case Started() as first if not started and failure is None:
-                    started = True
-                    yield first
-                case Delta() as delta if failure is None:
-                    yield delta
+            event = await self._events.get()
+            if isinstance(event, _Ended):
+                open_ones -= 1
+                if event.error is not None and failure is None:
+                    failure = event.error
+                    await self._fail()
+            elif isinstance(event, Whole):
+                wholes += event.choices
+            elif isinstance(event, Finished):
+                finished.append(event)
+            elif failure is None:
+                yield event
         if failure is not None:
             raise failure
         if wholes:
             yield Whole(tuple(wholes))
         yield _sum_of(finished)
+
+    async def _fail(self) -> None:
+        """One has failed, so the others end: those that are answered without a charge, the others as if the consumer
+        had left."""
+        if self._settle_together is not None:
+            await self._settle_together.abort()
+        self.consumer_gone()
 
     async def _run(self, number: int) -> None:
         """Put one request's events into the queue, its choices renumbered and its end last."""
@@ -100,23 +106,26 @@ class SideBySide:
         try:
             async with aclosing(self._inferences[number].events()) as events:
                 async with self._turns:
-                    answered = await self._relay(events, number)
-                if answered:
-                    await self._answered.wait()
                     await self._relay(events, number)
+                await self._relay(events, number)
         except asyncio.BrokenBarrierError:
             pass  # another one failed, and this one is released without a charge
         except Exception as raised:  # noqa: BLE001 - whatever it is, the consumer's one answer fails with it
             error = raised
         await self._events.put(_Ended(error))
 
-    async def _relay(self, events: AsyncGenerator[Event, None], number: int) -> bool:
-        """Up to a whole answer or to the end, and whether it was the former."""
+    async def _relay(self, events: AsyncGenerator[Event, None], number: int) -> None:
+        """Up to a whole answer, which only has to be settled, or to the end."""
         async for event in events:
-            await self._events.put(self._renumbered(event, number))
+            if not isinstance(event, Started) or self._is_first():
+                await self._events.put(self._renumbered(event, number))
             if isinstance(event, Whole):
-                return True
-        return False
+                return
+
+    def _is_first(self) -> bool:
+        """Whether no other one has started; the answer starts once."""
+        first, self._has_started = not self._has_started, True
+        return first
 
     def _renumbered(self, event: Event, number: int) -> Event:
         first = number * self._choices_of_each

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from api.consumer.json_schema import NoSchema, require_schema
 from domain.errors import InvalidRequest
 
@@ -75,12 +77,23 @@ def check_calls(where: str, message: dict[str, Any]) -> None:
             or call.get("type", "function") != "function"
             or not _is_call_id(call.get("id"))
             or not _is_name(function.get("name"))
-            or not isinstance(function.get("arguments"), str)
+            or not _is_text_of_an_object(function.get("arguments"))
         ):
             raise InvalidRequest(
-                f"{where}.tool_calls[{index}] needs an 'id' and a function with 'name' and 'arguments'.",
+                f"{where}.tool_calls[{index}] needs an 'id' and a function with a 'name' and with 'arguments' that are "
+                "the text of a JSON object.",
                 param="messages",
             )
+
+
+def _is_text_of_an_object(value: Any) -> bool:
+    """Templates print arguments member by member. An empty text stands for no arguments."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return isinstance(msgspec.json.decode(value or "{}"), dict)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
 
 
 def _is_name(value: Any) -> bool:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.consumer.chat_request import BIASES_MAX, CHOICES_MAX, EFFORTS, STOP_SEQUENCES_MAX, TOP_LOGPROBS_MAX
+from api.consumer.chat_request import (
+    BIASES_MAX,
+    CHOICES_MAX,
+    EFFORTS,
+    STOP_SEQUENCES_MAX,
+    TEMPLATE_ARGUMENT,
+    TEMPLATE_ARGUMENTS_MAX,
+    TEMPLATE_TEXT_CHARACTERS_MAX,
+    TOP_LOGPROBS_MAX,
+)
 from api.consumer.completions_request import LOGPROBS_MAX, PROMPTS_MAX
 from api.consumer.members import STOP_CHARACTERS_MAX
+from api.consumer.messages_request import EFFORTS as MESSAGES_EFFORTS
 from api.consumer.messages_request import STOP_SEQUENCES_MAX as MESSAGES_STOPS_MAX
 from api.consumer.responses_request import LOGPROBS
 from api.consumer.tools_request import CALL_ID_CHARACTERS_MAX, NAME, TOOLS_MAX
@@ -88,6 +98,7 @@ _FUNCTION = {
     "strict": nullable(boolean()),
 }
 _PARALLEL = nullable(boolean("Whether one answer may hold more than one call. Default true."))
+_CHOICES = {"enum": ["none", "auto", "required"], "description": "What is required must be among the tools."}
 _CALL = thing(
     {"id": _CALL_ID, "type": {"enum": ["function"]}, "function": full(name=_NAME, arguments=text("JSON."))},
     ("id", "type", "function"),
@@ -131,15 +142,7 @@ _CHAT_REQUEST = thing(
         ),
         "max_completion_tokens": nullable(_TOKENS),
         "tools": _tools(full(type={"enum": ["function"]}, function=thing(_FUNCTION, ("name",)))),
-        "tool_choice": nullable(
-            {
-                "anyOf": [
-                    {"enum": ["none", "auto"]},
-                    {"enum": ["required"], "description": "Needs tools."},
-                    full(type={"enum": ["function"]}, function=full(name=_NAME)),
-                ]
-            }
-        ),
+        "tool_choice": nullable({"anyOf": [_CHOICES, full(type={"enum": ["function"]}, function=full(name=_NAME))]}),
         "parallel_tool_calls": _PARALLEL,
         "response_format": nullable(
             {
@@ -158,7 +161,15 @@ _CHAT_REQUEST = thing(
         "top_logprobs": nullable(_TOP_LOGPROBS | {"description": "Above 0 it needs logprobs to be true."}),
         "reasoning_effort": nullable(_EFFORT),
         "chat_template_kwargs": nullable(
-            thing({"enable_thinking": nullable(boolean())}, about="Short arguments of the model's chat template.")
+            {
+                "type": "object",
+                "description": "Arguments of the model's chat template, such as enable_thinking.",
+                "propertyNames": {"pattern": f"^{TEMPLATE_ARGUMENT.pattern}$"},
+                "additionalProperties": nullable(
+                    {"anyOf": [boolean(), number(), text(maxLength=TEMPLATE_TEXT_CHARACTERS_MAX)]}
+                ),
+                "maxProperties": TEMPLATE_ARGUMENTS_MAX,
+            }
         ),
     },
     ("model", "messages"),
@@ -174,7 +185,12 @@ _COMPLETION_REQUEST = thing(
         "suffix": only("", about="No suffix"),
     },
     ("model", "prompt"),
-)
+) | {
+    "not": {
+        "properties": {"echo": {"const": True}, "logprobs": {"type": "integer"}},
+        "required": ["echo", "logprobs"],
+    }
+}
 
 _RESPONSES_REQUEST = thing(
     {
@@ -202,7 +218,7 @@ _RESPONSES_REQUEST = thing(
         "previous_response_id": only(about="Responses are not stored"),
         "background": only(False, about="Answers come at once"),
         "tools": _tools(thing({"type": {"enum": ["function"]}} | _FUNCTION, ("type", "name"))),
-        "tool_choice": nullable({"enum": ["none", "auto"]}),
+        "tool_choice": nullable({"anyOf": [_CHOICES, full(type={"enum": ["function"]}, name=_NAME)]}),
         "parallel_tool_calls": _PARALLEL,
         "text": nullable(
             thing(
@@ -251,11 +267,18 @@ _MESSAGES_REQUEST = thing(
         "tools": _tools(
             thing({"name": _NAME, "description": nullable(text()), "input_schema": _SCHEMA}, ("name", "input_schema"))
         ),
-        "tool_choice": nullable(full(type={"enum": ["auto", "none"]})),
+        "tool_choice": nullable(
+            {
+                "anyOf": [
+                    full(type={"enum": ["auto", "any", "none"]}),
+                    full(type={"enum": ["tool"]}, name=_NAME),
+                ]
+            }
+        ),
         "output_config": nullable(
             thing(
                 {
-                    "effort": nullable(_EFFORT),
+                    "effort": nullable({"enum": [*MESSAGES_EFFORTS]}),
                     "format": nullable(full(type={"enum": ["json_schema"]}, schema=_SCHEMA)),
                 }
             )

@@ -36,7 +36,7 @@ def key(up: Coordinator) -> Key:
 
 @pytest.fixture
 async def machine(up: Coordinator) -> AsyncIterator[Machine]:
-    async with Machine(up.url, answer_as_asked, model=CAPABLE, concurrency=16).connected() as connected:
+    async with Machine(up.url, answer_as_asked, model=CAPABLE).connected() as connected:
         yield connected
 
 
@@ -251,6 +251,12 @@ async def test_reasoning_and_the_cache_are_counted(client: openai.AsyncOpenAI) -
 class TestSeveralPrompts:
     PROMPTS = ("one", "two", "three", "four", "five")
 
+    @pytest.fixture
+    async def machine(self, up: Coordinator) -> AsyncIterator[Machine]:
+        """One with fewer slots than there are prompts."""
+        async with Machine(up.url, answer_as_asked, model=CAPABLE, concurrency=2).connected() as connected:
+            yield connected
+
     async def test_each_is_a_request_of_its_own_and_all_are_one_answer(
         self, up: Coordinator, key: Key, client: openai.AsyncOpenAI
     ) -> None:
@@ -287,7 +293,7 @@ class TestSeveralPrompts:
                 await answer_as_asked(machine, job)
 
         async with (
-            Machine(up.url, fail_the_third, model="choosy", concurrency=16).connected(),
+            Machine(up.url, fail_the_third, model="choosy", concurrency=2).connected(),
             openai.AsyncOpenAI(base_url=f"{up.url}/v1", api_key=key.secret, max_retries=0) as client,
         ):
             with pytest.raises(openai.BadRequestError):

@@ -15,6 +15,7 @@ from domain.errors import InvalidRequest
 
 HELLO: dict[str, Any] = {"model": "model", "messages": [{"role": "user", "content": "Hello"}]}
 SECRET = "the-secret-of-a-prompt"
+SALT = "5a" * 32
 CALL: dict[str, Any] = {"id": "call", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CALLED: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
@@ -29,6 +30,27 @@ def tool(name: str) -> dict[str, Any]:
 
 
 TOOL = tool("f")
+HANDED_ON: list[dict[str, Any]] = [
+    {"tools": [TOOL], "tool_choice": "required"},
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
+    {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "strict": True}}},
+    {"n": 4},
+    {"n": 1.0},
+    {"logprobs": True},
+    {"logprobs": True, "top_logprobs": 20},
+    {"logit_bias": {"5": -100, "70000": 0.5}},
+    {"top_k": -1},
+    {"top_k": 40},
+    {"min_p": 0.05},
+    {"repetition_penalty": 1.2},
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "high"},
+    {"chat_template_kwargs": {"enable_thinking": False, "style": "plain", "budget": 5, "other": None}},
+    {"messages": [*HELLO["messages"], CALLED, {"role": "tool", "tool_call_id": "call", "content": "5"}]},
+]
 
 
 def refusal(**changes: Any) -> InvalidRequest:
@@ -146,7 +168,7 @@ class TestWhatIsRead:
     def test_a_whole_number_may_be_written_with_a_point(self) -> None:
         chat = parse_chat(body(max_tokens=2.0, seed=5.0, n=2.0, top_k=3.0, logprobs=True, top_logprobs=4.0))
         assert (chat.output_limit, chat.expected.choices) == (2, 2)
-        sent = body_for_machine(chat, 2, "salt")
+        sent = body_for_machine(chat, 2, SALT)
         for name, value in ((b"seed", 5), (b"n", 2), (b"top_k", 3), (b"top_logprobs", 4)):
             assert b'"%b":%d,' % (name, value) in sent
 
@@ -154,32 +176,9 @@ class TestWhatIsRead:
         asked = body(stream=True, n=3, stop=["end", "é"], tools=[tool("f"), tool("g")], logprobs=True)
         assert parse_chat(asked).expected == Expected(True, 3, 3, frozenset({"f", "g"}), logprobs=True)
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"tools": [TOOL], "tool_choice": "required"},
-            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-            {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
-            {"tools": [{"type": "function", "function": {"name": "f"}}]},
-            {"response_format": {"type": "json_object"}},
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "strict": True}}},
-            {"n": 4},
-            {"n": 1.0},
-            {"logprobs": True},
-            {"logprobs": True, "top_logprobs": 20},
-            {"logit_bias": {"5": -100, "70000": 0.5}},
-            {"top_k": -1},
-            {"top_k": 40},
-            {"min_p": 0.05},
-            {"repetition_penalty": 1.2},
-            {"reasoning_effort": "none"},
-            {"reasoning_effort": "high"},
-            {"chat_template_kwargs": {"enable_thinking": False, "style": "plain", "budget": 5, "other": None}},
-            {"messages": [*HELLO["messages"], CALLED, {"role": "tool", "tool_call_id": "call", "content": "5"}]},
-        ],
-    )
+    @pytest.mark.parametrize("changes", HANDED_ON)
     def test_what_is_handed_on_to_machines(self, changes: dict[str, Any]) -> None:
-        sent = json.loads(body_for_machine(parse_chat(body(**changes)), 77, "salt"))
+        sent = json.loads(body_for_machine(parse_chat(body(**changes)), 77, SALT))
         assert {name: sent[name] for name in changes} == changes
 
     @pytest.mark.parametrize(
@@ -445,7 +444,7 @@ class TestSizes:
 
 class TestTheBodyForTheMachine:
     def sent(self, **changes: Any) -> dict[str, Any]:
-        return dict(json.loads(body_for_machine(parse_chat(body(**changes)), 77, "salt")))
+        return dict(json.loads(body_for_machine(parse_chat(body(**changes)), 77, SALT)))
 
     @pytest.mark.parametrize(
         "limits",
@@ -496,14 +495,21 @@ class TestTheBodyForTheMachine:
     def test_the_consumers_own_body_is_not_touched(self) -> None:
         original = body(user="ada", stop="END", max_tokens=5)
         before = json.dumps(original)
-        body_for_machine(parse_chat(original), 77, "salt")
+        body_for_machine(parse_chat(original), 77, SALT)
         assert json.dumps(original) == before
 
     def test_a_consumer_cannot_say_which_endpoint_a_machine_should_take_it_for(self) -> None:
         assert "endpoint" not in self.sent(endpoint="/v1/messages")
 
     def test_a_consumer_cannot_share_what_machines_cached_of_somebody_else(self) -> None:
-        assert self.sent(cache_salt=SECRET)["cache_salt"] == "salt"
+        assert self.sent(cache_salt=SECRET)["cache_salt"] == SALT
+
+
+def test_a_format_does_not_go_together_with_tools() -> None:
+    wanted = {"response_format": {"type": "json_object"}, "tools": [TOOL]}
+    assert refusal(**wanted).param == "response_format"
+    parse_chat(body(**wanted, tool_choice="none"))
+    parse_chat(body(tools=[TOOL], response_format={"type": "text"}))
 
 
 class TestCallsOfEarlierTurns:
@@ -519,6 +525,8 @@ class TestCallsOfEarlierTurns:
             CALLED | {"tool_calls": [CALL | {"function": {"name": "f"}}]},
             CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": {}}}]},
             CALLED | {"tool_calls": [CALL | {"function": {"name": "f g", "arguments": "{}"}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"cut'}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": "[1]"}}]},
             {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
             {"role": "tool", "content": "5"},
             {"role": "tool", "content": "5", "tool_call_id": 5},
@@ -552,6 +560,7 @@ class TestAgainstTheAgent:
             {"min_p": 0.1},
             {"repetition_penalty": 1.2},
             {"endpoint": "/v1/messages"},
+            *HANDED_ON,
         ],
         ids=lambda changes: ",".join(changes) or "plain",
     )
@@ -559,4 +568,4 @@ class TestAgainstTheAgent:
         # What the agent cannot do must be refused here, by its name: later it is an error without one, after a hold.
         with contextlib.suppress(InvalidRequest):
             request = parse_chat(body(**changes))
-            agent_chat_request.parse(body_for_machine(request, 77, "salt"))
+            agent_chat_request.parse(body_for_machine(request, 77, SALT))

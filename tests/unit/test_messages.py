@@ -153,6 +153,10 @@ class TestRequests:
             ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
             ({"output_config": {"format": {"type": "json_schema"}}}, "output_config"),
             ({"output_config": 5}, "output_config"),
+            (
+                {"output_config": {"format": {"type": "json_schema", "schema": {}}}, "tools": [{"name": "f"}]},
+                "output_config",
+            ),
             ({"output_format": {"type": "json_schema", "schema": {"type": "thing"}}}, "output_format"),
             ({"speed": "fast"}, "speed"),
         ],
@@ -197,7 +201,7 @@ class TestRequests:
             ({}, "none"),
             ({"thinking": {"type": "disabled"}}, "none"),
             ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "medium"),
-            ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "max"),
+            ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "xhigh"),
             ({"output_config": {"effort": "low"}}, "low"),
         ],
     )

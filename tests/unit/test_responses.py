@@ -122,14 +122,14 @@ class TestRequests:
             tools=[{"type": "function", **function}],
             tool_choice={"type": "function", "name": "f"},
             parallel_tool_calls=False,
-            text={"format": {"type": "json_schema", **schema}},
             reasoning={"effort": "low", "summary": "auto"},
         )
         assert body["tools"] == [{"type": "function", "function": function}]
         assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
         assert body["parallel_tool_calls"] is False
-        assert body["response_format"] == {"type": "json_schema", "json_schema": schema}
         assert body["reasoning_effort"] == "low"
+        formatted = lowered(text={"format": {"type": "json_schema", **schema}})
+        assert formatted["response_format"] == {"type": "json_schema", "json_schema": schema}
 
     @pytest.mark.parametrize(
         ("members", "asked"),
@@ -184,6 +184,7 @@ class TestRequests:
             ({"text": {"format": {"type": "xml"}}}, "text"),
             ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "thing"}}}}, "text"),
             ({"text": {"verbosity": "low"}}, "text"),
+            ({"text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", "name": "f"}]}, "text"),
             ({"reasoning": {"effort": "enormous"}}, "reasoning"),
             ({"top_logprobs": 21}, "top_logprobs"),
             ({"n": 2}, "n"),

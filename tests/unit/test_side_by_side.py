@@ -26,12 +26,14 @@ class Scripted:
     running = 0
     most_running = 0
 
+    together: asyncio.Barrier | None = None
+
     def __init__(self, text: str, *, stream: bool, fail: Exception | None = None, cost: int | None = 100) -> None:
         self.request_id: UUID = uuid4()
         self.tokens_used = 0
         self.end = ""
         self._text = text
-        self._stream = stream
+        self.stream = stream
         self._fail = fail
         self._cost = cost
         self._gone = asyncio.Event()
@@ -45,13 +47,15 @@ class Scripted:
         try:
             async for event in self._answer():
                 yield event
+            if self.together is not None:
+                await self.together.wait()
             self.tokens_used, self.end = 5, "settled"
             yield Finished(Usage(3, 2, 1, 1), HASH, "c2ln", self._cost)
         except Consumed:
             self.end = "settled for what was delivered"
             raise
         finally:
-            Scripted.running -= bool(self._stream)
+            Scripted.running -= bool(self.stream)
             self.end = self.end or "released"
 
     async def _answer(self) -> AsyncGenerator[Event, None]:
@@ -61,7 +65,7 @@ class Scripted:
         yield Started(snapshot(), f"job of {self._text}", {})
         if self._fail is not None:
             raise self._fail
-        if not self._stream:
+        if not self.stream:
             Scripted.running -= 1
             yield Whole((WholeChoice(ProviderMessage(content=self._text), 0),))
             return
@@ -79,7 +83,10 @@ def _nothing_runs() -> None:
 
 def side_by_side(*scripted: Scripted) -> SideBySide:
     several: Any = scripted
-    return SideBySide(several, choices_of_each=1)
+    together = None if scripted[0].stream else asyncio.Barrier(len(scripted))
+    for one in scripted:
+        one.together = together
+    return SideBySide(several, choices_of_each=1, settle_together=together)
 
 
 async def events_of(several: SideBySide) -> list[Event]:
