@@ -11,6 +11,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from agent.engine.job import Tool, Toolbox
 from agent.engine.tool_forms import JSON_FORM
 
+# JSON allows any white space between its parts, and some models write it for ever.
+_OPTIONS: Any = {"whitespace_pattern": r"[ \t\n\r]{1,32}"}
+
 # A parser's own messages quote the schema.
 _LIMITS = LLParserLimits(verbose_errors=False)
 
@@ -61,7 +64,7 @@ class Grammars:
     def for_schema(self, schema: str) -> Grammar:
         """A JSON text that obeys ``schema``, which is the text of an object. Raises GrammarInvalid."""
         try:
-            return self._compiled(LLMatcher.grammar_from_json_schema(schema))
+            return self._compiled(LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
         except ValueError:
             raise GrammarInvalid() from None
 
@@ -102,7 +105,7 @@ def _tool_rule(number: int, tool: Tool) -> str:
 
 def _object_schema(parameters: Any) -> dict[str, Any]:
     # Arguments are an object in every form of a call, also where a schema leaves that open.
-    return {**parameters, "type": "object"}
+    return {**parameters, "type": "object", "x-guidance": _OPTIONS}
 
 
 def _literal(text: str) -> str:

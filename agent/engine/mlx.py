@@ -117,7 +117,8 @@ class LoadedModel:
         self.model = model
         self._tokenizer = tokenizer
         self.end_tokens = frozenset(int(token) for token in tokenizer.eos_token_ids)
-        self.vocabulary_size = len(tokenizer)
+        # Few tokenizers know tokens that their model has no logits for; most models have some to spare.
+        self.vocabulary_size = min(len(tokenizer), getattr(model.args, "vocab_size", len(tokenizer)))
         self.thought_tokens: ThoughtTokens | None = None
         if tokenizer.has_thinking:
             self.thought_tokens = ThoughtTokens(tokenizer.think_start_tokens[0], tuple(tokenizer.think_end_tokens))

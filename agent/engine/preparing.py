@@ -49,9 +49,12 @@ class Preparer:
         if any(token >= self._vocabulary_size for token, _ in job.sampling.logit_bias):
             raise JobRefused(f"logit_bias: the model's tokens end at {self._vocabulary_size - 1}")
         prompt = self._prompter.render(job)
-        reading = Reading(self._prompter.thought_tags, prompt.opened_by, job.stop, job.toolbox, prompt.tool_form)
+        constraints = self._constraints(job, prompt)
+        # A constraint sees a thought only where its tags are tokens; elsewhere the answer begins at once.
+        opened_by = None if constraints and self._thought_tokens is None else prompt.opened_by
+        reading = Reading(self._prompter.thought_tags, opened_by, job.stop, job.toolbox, prompt.tool_form)
         grammars = None if job.top_logprobs is None else self._compiler("logprobs")
-        return Prepared(prompt.tokens, self._constraints(job, prompt), reading, grammars)
+        return Prepared(prompt.tokens, constraints, reading, grammars)
 
     def _constraints(self, job: ChatJob, prompt: Prompt) -> list[Constraint]:
         grammar = self._grammar(job)

@@ -41,6 +41,7 @@ class AnswerReader:
         toolbox = reading.toolbox
         self._calls = ToolCallSplitter(reading.tool_form, toolbox.tools) if toolbox else None
         self._one_call = toolbox is not None and not toolbox.parallel
+        self._called = False
         self._stops = StopFilter(reading.stop)
         self.stop_text: str | None = None
         self.ended = False
@@ -52,8 +53,7 @@ class AnswerReader:
     @property
     def finish_reason(self) -> FinishReason:
         """Why the answer ended, unless its limit cut it."""
-        called = self._calls is not None and self._calls.begun > 0
-        return "tool_calls" if called and self.stop_text is None else "stop"
+        return "tool_calls" if self._called and self.stop_text is None else "stop"
 
     def feed(self, text: str) -> list[Part]:
         """What is certain after some more text. ``ended`` says afterwards whether this ended the answer."""
@@ -82,17 +82,18 @@ class AnswerReader:
     def _with_calls(self, pieces: list[str | CallPiece]) -> list[Part]:
         said: list[Part] = []
         for piece in pieces:
+            begins_anew = isinstance(piece, str) or piece.call > 0
+            if self._called and self._one_call and begins_anew:
+                self.ended = True
             if self.ended:
                 break
             if isinstance(piece, str):
                 said += self._stopped(piece)
                 continue
-            if self._one_call and piece.call > 0:
-                self.ended = True
-                break
             # A call ends the text before it, so nothing that was held back can become a stop text any more.
             said += self._content(self._stops.flush())
             said.append(Part("tool_call", piece.text, piece.call, piece.head))
+            self._called = True
         if self._one_call and self._calls is not None and self._calls.completed:
             self.ended = True
         return said

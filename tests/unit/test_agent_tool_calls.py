@@ -173,8 +173,17 @@ def test_a_stop_text_ends_text_and_not_thoughts_or_arguments() -> None:
     assert (reader.ended, reader.stop_text, reader.finish_reason) == (True, "STOP", "stop")
 
 
-def test_an_answer_without_parallel_calls_ends_after_its_first() -> None:
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [call("look", {}) + call("look", {"b": 1}) + "more"],
+        [call("look", {}) + "more"],
+        [call("look", {}), "more"],
+        [call("look", {})],
+    ],
+)
+def test_an_answer_without_parallel_calls_ends_after_its_first(pieces: list[str]) -> None:
     reader = AnswerReader(reading(parallel=False))
-    said = read(reader, call("look", {}) + call("look", {"b": 1}) + "more")
+    said = read(reader, *pieces)
     assert [part.text for part in said] == ["", "{}"]
     assert (reader.ended, reader.finish_reason) == (True, "tool_calls")
