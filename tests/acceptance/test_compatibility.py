@@ -343,8 +343,8 @@ INTRODUCTION = f"""# Compatibility
 
 What the official packages `openai` and `anthropic` can do here. A test makes this page: it calls every method and every
 parameter below against a running coordinator and an agent with the tiny model, and fails when the page says something
-else. Each parameter is tried with a value that asks for something. The last ones of a table that the packages do not
-know are sent as `extra_body`.
+else. Each parameter is tried with a value that asks for something. Parameters that the packages do not know are sent as
+`extra_body`.
 
 | Outcome | Meaning |
 |---|---|
