@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,39 +50,20 @@ class TestLlm:
     """``llm``, the command line for language models."""
 
     @pytest.fixture
-    def settings(self, up: Coordinator, key: Key, tmp_path: Path) -> dict[str, str]:
-        model = f"- model_id: tiny\n  model_name: {MODEL}\n  api_base: {up.url}/v1\n"
-        (tmp_path / "extra-openai-models.yaml").write_text(f"{model}  supports_schema: true\n  supports_tools: true\n")
-        return {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": key.secret}
-
-    @pytest.mark.parametrize("how", ["--stream", "--no-stream"])
-    def test_it_answers(
-        self, up: Coordinator, real_agent: Process, tmp_path: Path, settings: dict[str, str], how: str
-    ) -> None:
-        said = run(
-            tmp_path, "llm", "-m", "tiny", how, "-o", "max_tokens", "24", "-o", "temperature", "0", QUESTION, **settings
-        )
-        assert said.strip()
+    def llm(self, up: Coordinator, real_agent: Process, key: Key, tmp_path: Path) -> Iterator[Callable[..., str]]:
+        model = f"- model_id: tiny\n  model_name: {MODEL}\n  api_base: {up.url}/v1\n  supports_schema: true\n"
+        (tmp_path / "extra-openai-models.yaml").write_text(model)
+        options = ["-m", "tiny", "--key", key.secret, "-o", "temperature", "0"]
+        yield lambda *more: run(tmp_path, "llm", *options, *more, QUESTION, LLM_USER_PATH=str(tmp_path))
         up.books.require_balanced()
 
-    def test_it_gets_json_of_a_schema(
-        self, up: Coordinator, real_agent: Process, tmp_path: Path, settings: dict[str, str]
-    ) -> None:
-        said = run(
-            tmp_path,
-            "llm",
-            "-m",
-            "tiny",
-            "--no-stream",
-            "-o",
-            "temperature",
-            "0",
-            "--schema",
-            "open bool",
-            QUESTION,
-            **settings,
-        )
-        assert isinstance(json.loads(said)["open"], bool)
+    def test_a_stream_says_the_same_as_a_whole_answer(self, llm: Callable[..., str]) -> None:
+        whole = llm("--no-stream", "-o", "max_tokens", "24")
+        assert whole.strip()
+        assert llm("-o", "max_tokens", "24") == whole
+
+    def test_it_gets_json_of_a_schema(self, llm: Callable[..., str]) -> None:
+        assert isinstance(json.loads(llm("--schema", "open bool"))["open"], bool)
 
 
 AGENT = """
