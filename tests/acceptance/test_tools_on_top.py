@@ -51,7 +51,8 @@ class TestLlm:
 
     @pytest.fixture
     def llm(self, up: Coordinator, real_agent: Process, key: Key, tmp_path: Path) -> Iterator[Callable[..., str]]:
-        model = f"- model_id: tiny\n  model_name: {MODEL}\n  api_base: {up.url}/v1\n  supports_schema: true\n"
+        model = f"- model_id: tiny\n  model_name: {MODEL}\n  api_base: {up.url}/v1\n  api_key_name: darkbloom\n"
+        model += "  supports_schema: true\n"
         (tmp_path / "extra-openai-models.yaml").write_text(model)
         options = ["-m", "tiny", "--key", key.secret, "-o", "temperature", "0"]
         yield lambda *more: run(tmp_path, "llm", *options, *more, QUESTION, LLM_USER_PATH=str(tmp_path))
