@@ -118,7 +118,8 @@ class LoadedModel:
         self._tokenizer = tokenizer
         self.end_tokens = frozenset(int(token) for token in tokenizer.eos_token_ids)
         # Few tokenizers know tokens that their model has no logits for; most models have some to spare.
-        self.vocabulary_size = min(len(tokenizer), getattr(model.args, "vocab_size", len(tokenizer)))
+        logits = getattr(getattr(model, "args", None), "vocab_size", len(tokenizer))
+        self.vocabulary_size: int = min(len(tokenizer), logits)
         self.thought_tokens: ThoughtTokens | None = None
         if tokenizer.has_thinking:
             self.thought_tokens = ThoughtTokens(tokenizer.think_start_tokens[0], tuple(tokenizer.think_end_tokens))

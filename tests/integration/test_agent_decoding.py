@@ -108,10 +108,19 @@ def say(content: str, reply: str, *rest: str) -> tuple[ChatMessage, ...]:
 
 @asynccontextmanager
 async def started(
-    folder: Path, thread: MlxThread, *, max_concurrent: int = 4, memory_in_use: float = 0.0
+    folder: Path,
+    thread: MlxThread,
+    *,
+    context_length: int = 4096,
+    max_concurrent: int = 4,
+    memory_in_use: float = 0.0,
 ) -> AsyncIterator[TextEngine]:
     engine = TextEngine(
-        folder, thread, context_length=4096, max_concurrent=max_concurrent, memory_in_use=lambda: memory_in_use
+        folder,
+        thread,
+        context_length=context_length,
+        max_concurrent=max_concurrent,
+        memory_in_use=lambda: memory_in_use,
     )
     await engine.start()
     try:
@@ -236,8 +245,8 @@ class TestChoices:
 
     async def test_a_cancelled_job_frees_the_places_of_all_its_choices(self, tmp_path: Path, thread: MlxThread) -> None:
         folder = build_reciting_model(tmp_path / "endless", ENDLESS, endless=True)
-        async with started(folder, thread, max_concurrent=2) as engine:
-            generation = engine.submit(chat(choices=4, max_tokens=4000))
+        async with started(folder, thread, context_length=10**7, max_concurrent=2) as engine:
+            generation = engine.submit(chat(choices=4, max_tokens=10**6))
             await bounded(anext(generation))
             generation.cancel()
             _, finished = await collect(generation)

@@ -187,3 +187,28 @@ def test_an_answer_without_parallel_calls_ends_after_its_first(pieces: list[str]
     said = read(reader, *pieces)
     assert [part.text for part in said] == ["", "{}"]
     assert (reader.ended, reader.finish_reason) == (True, "tool_calls")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [call("look", {}), "<think>", "</think>", "STOP", "ST", " ", "\n", "text", "<tool_call>", "</"]
+        ),
+        max_size=10,
+    ),
+    st.booleans(),
+    st.data(),
+)
+def test_what_is_read_does_not_depend_on_the_cuts(words: list[str], parallel: bool, data: st.DataObject) -> None:
+    text = "".join(words)
+
+    def outcome(*pieces: str) -> tuple[object, ...]:
+        reader = AnswerReader(reading(stop=("STOP",), parallel=parallel))
+        said = read(reader, *pieces)
+        channels = [
+            "".join(part.text for part in said if part.channel == channel)
+            for channel in ("content", "reasoning", "tool_call")
+        ]
+        return *channels, sum(part.head is not None for part in said), reader.stop_text, reader.finish_reason
+
+    assert outcome(*cut(text, data)) == outcome(text)
