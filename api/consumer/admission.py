@@ -55,6 +55,7 @@ def admit_command(
     bounds: Bounds,
     minimum_charge_micro_usd: int,
     expires_at: datetime,
+    self_route: bool = False,
 ) -> Admit:
     return Admit(
         actor=Actor("consumer", caller.account_id),
@@ -70,4 +71,5 @@ def admit_command(
         output_bound=bounds.output_bound,
         quote=quote_for(model.id, minimum_charge_micro_usd=minimum_charge_micro_usd),
         expires_at=expires_at,
+        self_route=self_route,
     )

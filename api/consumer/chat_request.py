@@ -36,6 +36,8 @@ CHOICES_MAX = 4
 TOP_LOGPROBS_MAX = 20
 STOP_SEQUENCES_MAX = 4
 BIASES_MAX = 1_024
+MACHINES_MAX = 64
+SERIAL_CHARACTERS_MAX = 128
 TEMPLATE_ARGUMENTS_MAX = 16
 TEMPLATE_TEXT_CHARACTERS_MAX = 256
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
@@ -90,7 +92,8 @@ _TEMPLATES_OWN = frozenset(
 
 class ChatRequest(msgspec.Struct, frozen=True):
     """A valid request. ``output_limit`` is for each choice and None when the client set none; ``prompt_bytes`` counts
-    every member that reaches the prompt but for the tools, ``message_count`` its messages."""
+    every member that reaches the prompt but for the tools, ``message_count`` its messages. ``allowed`` are the machines
+    that it may go to, empty for any."""
 
     body: dict[str, Any]
     model: str
@@ -101,6 +104,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     tools_bytes: int
     prompt_estimate: int
     message_count: int
+    allowed: tuple[str, ...]
 
 
 def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> ChatRequest:
@@ -118,7 +122,6 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     stop = body.get("stop")
     stops = stop_texts("stop", [stop] if isinstance(stop, str) else stop, stops_max)
-    _refuse_a_choice_of_machine(body)
     options = body.get("stream_options") or {}
     prompt_bytes = sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None)
     tools_bytes = _size_of(body["tools"]) if body.get("tools") else 0
@@ -138,6 +141,7 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
         tools_bytes=tools_bytes,
         prompt_estimate=max(1, (prompt_bytes + tools_bytes) // 4),
         message_count=len(body["messages"]),
+        allowed=provider_serials(body),
     )
 
 
@@ -221,12 +225,6 @@ def _refuse_a_format_beside_tools(body: dict[str, Any]) -> None:
         )
 
 
-def _refuse_a_choice_of_machine(body: dict[str, Any]) -> None:
-    if provider_serials(body):
-        name = "provider_serial" if body.get("provider_serial") is not None else "provider_serials"
-        raise InvalidRequest(f"Choosing a machine is not supported here; leave '{name}' out.", param=name)
-
-
 def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
     """The machines that a request is restricted to, trimmed and each once (consumer API, section 5.6).
 
@@ -240,10 +238,14 @@ def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
             continue
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InvalidRequest(f"'{name}' must be a serial number or a list of them.", param=name)
+            raise InvalidRequest(f"'{name}' must be a serial number or a machine's id, or a list of them.", param=name)
         serials = [text.strip() for text in texts if text.strip()]
         if not serials:
             raise InvalidRequest(f"'{name}' names no machine.", param=name)
+        if len(serials) > MACHINES_MAX or any(len(serial) > SERIAL_CHARACTERS_MAX for serial in serials):
+            raise InvalidRequest(
+                f"'{name}' may name {MACHINES_MAX} machines, with {SERIAL_CHARACTERS_MAX} characters each.", param=name
+            )
         found |= dict.fromkeys(serials)
     return tuple(found)
 

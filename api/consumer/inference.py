@@ -26,6 +26,7 @@ from domain.errors import (
     AuthenticationFailed,
     DarkbloomError,
     InvalidRequest,
+    MachineBusy,
     ModelNotAvailable,
     ProviderFailed,
     ServiceUnavailable,
@@ -170,9 +171,9 @@ class Inference:
         except Consumed:
             reason = "cancelled"
             raise
-        except ModelNotAvailable:
+        except ModelNotAvailable as unavailable:
             reason = "rejected"
-            raise
+            raise (MachineBusy() if self._constraints.only_account else unavailable) from None
         except _Stopped as stopped:
             reason = stopped.reason
             raise stopped.error from None

@@ -17,6 +17,7 @@ from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
 from api.consumer.chat_request import ChatRequest, body_for_machine
+from api.consumer.destination import HEADER, destination_of
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import Call
@@ -26,6 +27,7 @@ from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
 from domain.keys import Caller
+from domain.routing import Constraints
 
 Reader = Callable[[dict[str, Any]], Call]
 """A dialect: from a body to a valid request and the renderer of its answer. Raises InvalidRequest."""
@@ -55,6 +57,9 @@ async def _admitted(
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
     model = await model_of(call.chats[0].model, coordinator)
+    destination = await destination_of(
+        request.headers.get(HEADER), call.chats[0].allowed, caller, model.id, coordinator
+    )
     bounds = [bounds_of(chat, model) for chat in call.chats]
     limits = coordinator.rate_limits
     expected_tokens = sum(one.prompt_estimate + one.output_estimate for one in bounds)
@@ -65,7 +70,9 @@ async def _admitted(
     inferences: list[Inference] = []
     try:
         for chat, chat_bounds in zip(call.chats, bounds, strict=True):
-            inferences.append(await _inference(coordinator, caller, chat, model, chat_bounds, parse_us, together))
+            inferences.append(
+                await _inference(coordinator, caller, chat, model, chat_bounds, destination, parse_us, together)
+            )
     except BaseException:
         limits.correct_tokens(caller, -expected_tokens)
         for inference in inferences:
@@ -87,12 +94,13 @@ async def _inference(
     chat: ChatRequest,
     model: CatalogModel,
     bounds: Bounds,
+    destination: Constraints,
     parse_us: int,
     settle_together: asyncio.Barrier | None,
 ) -> Inference:
     began = time.perf_counter()
     request_id = uuid4()
-    await _admit(coordinator, caller, request_id, model, bounds)
+    await _admit(coordinator, caller, request_id, model, bounds, self_route=bool(destination.only_account))
     return Inference(
         request_id=request_id,
         account_id=caller.account_id,
@@ -104,6 +112,7 @@ async def _inference(
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
         timing_us={"parse_us": parse_us, "reserve_us": int((time.perf_counter() - began) * 1_000_000)},
+        constraints=destination,
         settle_together=settle_together,
     )
 
@@ -115,7 +124,13 @@ def _give_back(coordinator: Coordinator, caller: Caller, request_id: UUID) -> No
 
 
 async def _admit(
-    coordinator: Coordinator, caller: Caller, request_id: UUID, model: CatalogModel, bounds: Bounds
+    coordinator: Coordinator,
+    caller: Caller,
+    request_id: UUID,
+    model: CatalogModel,
+    bounds: Bounds,
+    *,
+    self_route: bool,
 ) -> None:
     command = admit_command(
         request_id=request_id,
@@ -125,6 +140,7 @@ async def _admit(
         bounds=bounds,
         minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
         expires_at=datetime.now(UTC) + timedelta(seconds=coordinator.settings.hold_seconds),
+        self_route=self_route,
     )
     try:
         await coordinator.ledger.run(command)

@@ -87,7 +87,6 @@ CHAT: dict[str, Any] = {
     # These are no parameters of the package, but other engines have them too.
     "chat_template_kwargs": {"enable_thinking": False},
     "min_p": 0.1,
-    "provider_serial": "s",
     "repetition_penalty": 1.1,
     "top_k": 5,
 }

@@ -360,7 +360,6 @@ def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
     text = sections(reference("http-api"), 3)["Members that are refused by name"]
     valid = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
     refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("only.")}
-    refusals |= {"provider_serial", "provider_serials"}
     assert {member for row in rows(text) for member in codes(row[0])} == refusals
     for row in rows(text):
         neutral = [json.loads(value.strip("`")) for value in row[1].split(", or ")]
