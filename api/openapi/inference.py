@@ -23,6 +23,7 @@ from api.consumer.tools_request import CALL_ID_CHARACTERS_MAX, NAME, TOOLS_MAX
 from api.openapi.shapes import (
     ASKING,
     IDEMPOTENCY_KEY,
+    ROUTE,
     Json,
     array,
     boolean,
@@ -356,7 +357,7 @@ def _asking(
 ) -> Json:
     answers = {"200": _answer(answer, "The answer, whole or as a stream.")} | errors(*ASKING, schema=errors_in)
     body = json_body(ref(request), examples)
-    return {"post": operation(name, about, answers, parameters=[IDEMPOTENCY_KEY], body=body)}
+    return {"post": operation(name, about, answers, parameters=[IDEMPOTENCY_KEY, ROUTE], body=body)}
 
 
 _CHAT = {"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 16}
