@@ -21,7 +21,7 @@ async def destination_of(
         NoLinkedMachine, MachineOffline: no own machine could serve this model, however long one waited.
     """
     match route:
-        case None | "":
+        case None:
             return Constraints(allowed=allowed)
         case "prefer":
             return Constraints(allowed=allowed, preferred_account=caller.account_id)
