@@ -27,6 +27,8 @@
     │   └── IdempotencyInFlight
     ├── CodeExpired                 410
     │   └── GrantExpired
+    ├── NoLinkedMachine             409
+    ├── MachineBusy                 429
     ├── RateLimited                 429
     ├── InternalError               500
     │   ├── AccountLookupFailed
@@ -34,6 +36,7 @@
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
     ├── EncryptionUnavailable       503
+    ├── MachineOffline              503
     ├── LedgerUnavailable           503
     │   ├── LedgerBusy
     │   └── LedgerHalted
@@ -241,6 +244,21 @@ class IdempotencyInFlight(Conflict):
     retry_after_seconds = 1
 
 
+class NoLinkedMachine(DarkbloomError):
+    """This request may only go to your own machines, and none is linked to your account."""
+
+    type = "no_linked_machine"
+    http_status = 409
+
+
+class MachineBusy(DarkbloomError):
+    """None of your own machines became free in time; nothing was charged, try again shortly."""
+
+    type = "machine_busy"
+    http_status = 429
+    retry_after_seconds = 10
+
+
 class RateLimited(DarkbloomError):
     """Too many requests; wait as long as Retry-After says."""
 
@@ -296,6 +314,14 @@ class EncryptionUnavailable(DarkbloomError):
     type = "encryption_unavailable"
     http_status = 503
     should_retry = False
+
+
+class MachineOffline(DarkbloomError):
+    """None of your own machines serves this model now; GET /v1/me/providers says what keeps them from it."""
+
+    type = "machine_offline"
+    http_status = 503
+    retry_after_seconds = 10
 
 
 class LedgerUnavailable(DarkbloomError):

@@ -117,6 +117,11 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: Count = 0
     units: Count = 0
 
+    def within(self, prompt_tokens: int, completion_tokens: int, units: int) -> Usage:
+        """The same with these totals; no part is larger than its whole."""
+        cached, reasoning = min(self.cached_tokens, prompt_tokens), min(self.reasoning_tokens, completion_tokens)
+        return Usage(prompt_tokens, completion_tokens, cached, reasoning, units)
+
 
 class SessionStats(msgspec.Struct, frozen=True):
     """Counters since the agent process started. What is below zero counts as nothing."""

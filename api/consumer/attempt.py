@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
 from api.consumer.answers import Made, ProviderChunk, ProviderDelta, ReadText, Whole
-from api.consumer.thoughts import Thoughts
+from api.consumer.expected import Delivered, Expected
 from api.inbox import Inbox, JobEvent, MachineLost
 from api.ports import Channel, Sealing
 from domain.dispatch import Assigned, Refused, Waiting
@@ -88,8 +88,7 @@ RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 
 
 class Attempt:
-    """``delivered_bytes`` counts the text that was passed on, ``delivered_units`` what else is metered of it;
-    ``started`` says whether anything was passed on."""
+    """``delivered`` is what was passed on; ``started`` says whether any of it was."""
 
     def __init__(
         self,
@@ -100,14 +99,14 @@ class Attempt:
         next_item: Next,
         ready_output: ReadyOutput,
         read_text: ReadText,
+        expected: Expected,
         first_signal_seconds: float,
         first_content_seconds: float,
         chunk_gap_seconds: float,
         timing_us: dict[str, int],
     ) -> None:
         self.assigned = assigned
-        self.delivered_bytes = 0
-        self.delivered_units = 0
+        self.delivered = Delivered(expected)
         self.started = False
         self._link = link
         self._sealing = sealing
@@ -119,8 +118,6 @@ class Attempt:
         self._chunk_gap_seconds = chunk_gap_seconds
         self._timing_us = timing_us
         self._sent_at = 0.0
-        self._tool_call = 0
-        self._thoughts = Thoughts()
 
     async def run(self, body: bytes) -> AsyncGenerator[Answer | InferenceComplete, None]:
         """The machine's answer; an InferenceComplete comes last.
@@ -144,7 +141,6 @@ class Attempt:
                 case InferenceComplete():
                     if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                         raise AttemptFailed("no_answer", 502)
-                    yield Delta(self._thoughts.rest())
                     yield event
                     return
                 case InferenceError():
@@ -209,33 +205,20 @@ class Attempt:
             return []
         try:
             answer = self._read_text(text)
+            if answer is not None:
+                self.delivered.add(answer)
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
         self._patience = self._chunk_gap_seconds
         if answer is None:
             return []
-        if isinstance(answer, Whole | Made) and self.started:
-            raise await self._violation("a whole answer came twice", "bad_answer")
-        if isinstance(answer, Made):
-            self.delivered_units = answer.units
-            return [*self._start(), answer]
-        if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
-            return []  # a bare role, which every dialect says by itself
-        if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
-            raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
-        self.delivered_bytes += answer.content_bytes  # with the tags of thoughts: they were generated too
         if isinstance(answer, ProviderChunk):
-            return [*self._start(), Delta(self._thoughts.in_chunk(answer))]
-        return [*self._start(), self._thoughts.in_whole(answer)]
-
-    def _calls_in_order(self, chunk: ProviderChunk) -> bool:
-        """Dialects that frame each tool call cannot go back to one that is closed."""
-        for choice in chunk.choices:
-            for call in choice.delta.tool_calls or ():
-                if (call.index or 0) < self._tool_call:
-                    return False
-                self._tool_call = call.index or 0
-        return True
+            if not self.started and not answer.has_content:
+                return []  # a bare role, which every dialect says by itself
+            return [*self._start(), Delta(answer)]
+        if self.started:
+            raise await self._violation("a whole answer came twice", "bad_answer")
+        return [*self._start(), answer]
 
     def _start(self) -> list[Answer]:
         if self.started:

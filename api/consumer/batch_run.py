@@ -154,6 +154,8 @@ class BatchRun:
         call = READERS[self._work.endpoint](request.body)
         if call.streamed is not None:
             raise InvalidRequest("A request of a batch cannot be streamed.", param="stream")
+        if len(call.prompts) > 1:
+            raise InvalidRequest("A request of a batch has one prompt; write a line for each.", param="prompt")
         try:
             model = await model_for(call, self._coordinator)
             async with AsyncExitStack() as turn:
@@ -198,10 +200,11 @@ class BatchRun:
         turn: AsyncExitStack,
     ) -> bytes:
         """The body of the answer, after it is kept and paid for. The turn ends when a machine has begun."""
-        coordinator, bounds = self._coordinator, call.bounds(model)
+        (prompt,) = call.prompts
+        coordinator, bounds = self._coordinator, prompt.bounds(model)
         coordinator.require_open()
         await admit(coordinator, caller, request_id, model, bounds, background=True)
-        inference = inference_of(coordinator, caller, request_id, call, model, bounds, {}, background=True)
+        inference = inference_of(coordinator, caller, request_id, prompt, model, bounds, {}, background=True)
         draft: Draft | None = None
         started: Started | None = None
         body = b""

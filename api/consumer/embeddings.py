@@ -49,7 +49,7 @@ class EmbeddingsCall(WholeOnly):
     def bounds(self, model: CatalogModel) -> Bounds:
         return bounds_of_embeddings(self.request, model)
 
-    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
+    def body(self, model: CatalogModel, bounds: Bounds, cache_salt: str) -> bytes:
         return embeddings_body(self.request, model)
 
     def reader(self) -> ReadText:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from api.consumer.admission import Bounds
-from api.consumer.chat_request import model_in, whole_number
+from api.consumer.chat_request import model_in
+from api.consumer.members import whole_number
 from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest
 from domain.kinds import EMBEDDING

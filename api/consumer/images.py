@@ -67,7 +67,7 @@ class ImagesCall(WholeOnly):
     def bounds(self, model: CatalogModel) -> Bounds:
         return bounds_of_images(self.request)
 
-    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
+    def body(self, model: CatalogModel, bounds: Bounds, cache_salt: str) -> bytes:
         return images_body(self.request, model)
 
     def reader(self) -> ReadText:

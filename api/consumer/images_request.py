@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from api.consumer.admission import Bounds
-from api.consumer.chat_request import whole_number
+from api.consumer.members import whole_number
 from domain.catalog import CatalogModel
 from domain.errors import InvalidRequest
 from domain.kinds import IMAGE

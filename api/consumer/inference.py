@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from api.consumer.admission import Bounds, completion_bound
+from api.consumer.admission import Bounds
 from api.consumer.answers import ReadText
 from api.consumer.attempt import RETRIED_CLIENT_ERRORS, Answer, Attempt, AttemptFailed, MachineLink
+from api.consumer.expected import Expected
 from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, Item, KeyRevoked, MachineLost
 from api.ports import Fleet, Jobs, Sealing
 from domain.catalog import CatalogModel
@@ -26,6 +27,7 @@ from domain.errors import (
     AuthenticationFailed,
     DarkbloomError,
     InvalidRequest,
+    MachineBusy,
     ModelNotAvailable,
     ProviderFailed,
     ServiceUnavailable,
@@ -117,33 +119,40 @@ class Inference:
         account_id: str,
         model: CatalogModel,
         bounds: Bounds,
-        stop_bytes: int,
         reader: Callable[[], ReadText],
+        expected: Expected,
         body: bytes,
         inbox: Inbox,
         tools: Tools,
         timing_us: dict[str, int],
         constraints: Constraints = ANY_MACHINE,
         background: bool = False,
+        settle_together: asyncio.Barrier | None = None,
     ) -> None:
+        """With ``settle_together`` nothing is settled before all of its parties are answered."""
         self.request_id = request_id
         self.tokens_used = 0
         self._account_id = account_id
         self._model = model
         self._bounds = bounds
-        self._stop_bytes = stop_bytes
         self._reader = reader
+        self._expected = expected
         self._body = body
         self._inbox = inbox
         self._tools = tools
         self._timing_us = timing_us
         self._constraints = constraints
         self._background = background
+        self._settle_together = settle_together
         self._started_at = time.monotonic()
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
         self._looking_for: int | None = None
         self._ended = False
+
+    @property
+    def request_ids(self) -> tuple[UUID, ...]:
+        return (self.request_id,)
 
     def consumer_gone(self) -> None:
         self._inbox.interrupt(ConsumerGone())
@@ -169,9 +178,9 @@ class Inference:
         except Consumed:
             reason = "cancelled"
             raise
-        except ModelNotAvailable:
+        except ModelNotAvailable as unavailable:
             reason = "rejected"
-            raise
+            raise (MachineBusy() if self._constraints.only_account else unavailable) from None
         except _Stopped as stopped:
             reason = stopped.reason
             raise stopped.error from None
@@ -268,6 +277,7 @@ class Inference:
             next_item=self._next_in_time,
             ready_output=self._inbox.ready_output,
             read_text=self._reader(),
+            expected=self._expected,
             first_signal_seconds=timeouts.first_signal + len(self._body) / LINE_BYTES_PER_SECOND,
             first_content_seconds=timeouts.first_content,
             chunk_gap_seconds=timeouts.chunk_gap,
@@ -280,6 +290,9 @@ class Inference:
                     if isinstance(item, InferenceComplete):
                         at_work = False
                         self._observe(assigned, "job_done", self._timing_us.get("provider_us", 0) / 1000)
+                        if self._settle_together is not None:
+                            await self._give_slot_back(assigned.attempt)  # the others may need it
+                            await self._settle_together.wait()
                         yield await self._settle(attempt, item)
                     else:
                         yield item
@@ -363,27 +376,28 @@ class Inference:
             except TimeoutError:
                 break
             if isinstance(item, last_words) and item.request_id == attempt.assigned.job_id:
-                if isinstance(item, InferenceComplete) and attempt.delivered_bytes:
+                if isinstance(item, InferenceComplete) and attempt.delivered.content_bytes:
                     await self._settle(attempt, item)
                     return
                 break
         await self._release("no_terminal")
 
     async def _settle(self, attempt: Attempt, complete: InferenceComplete) -> Finished:
+        claimed = complete.usage
         job = SettleJob(
             request_id=self.request_id,
             account_id=self._account_id,
             job_id=attempt.assigned.job_id,
-            claimed_prompt_tokens=complete.usage.prompt_tokens,
-            claimed_completion_tokens=complete.usage.completion_tokens,
-            completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
-            claimed_units=complete.usage.units,
-            units_bound=attempt.delivered_units,
+            claimed_prompt_tokens=claimed.prompt_tokens,
+            claimed_completion_tokens=claimed.completion_tokens,
+            completion_bound=attempt.delivered.completion_bound(),
+            claimed_units=claimed.units,
+            units_bound=attempt.delivered.units,
         )
         settled = await self._end(job)
-        usage, cost = complete.usage, None
+        usage, cost = claimed.within(claimed.prompt_tokens, claimed.completion_tokens, claimed.units), None
         if isinstance(settled, RequestSettled):
-            usage = Usage(settled.prompt_tokens, settled.completion_tokens, settled.units)
+            usage = claimed.within(settled.prompt_tokens, settled.completion_tokens, settled.units)
             cost = settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)

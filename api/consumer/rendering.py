@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from api.consumer.admission import Bounds, bounds_of
 from api.consumer.answers import Made, ProviderDelta, ReadText, Whole, read_chunk, read_whole
 from api.consumer.attempt import Started
 from api.consumer.chat_request import ChatRequest, body_for_machine
+from api.consumer.expected import Expected
 from api.consumer.inference import Finished
 from domain.catalog import CatalogModel
 from domain.errors import DarkbloomError
@@ -50,6 +52,30 @@ class Renderer(Protocol):
         ...
 
 
+class Prompt(Protocol):
+    """One request of a call: it is admitted, sealed and settled by itself."""
+
+    @property
+    def expected(self) -> Expected: ...
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The serial numbers of the machines that may serve it; empty for any."""
+        ...
+
+    def bounds(self, model: CatalogModel) -> Bounds:
+        """Raises InvalidRequest when the request is more than this model takes."""
+        ...
+
+    def body(self, model: CatalogModel, bounds: Bounds, cache_salt: str) -> bytes:
+        """What is sealed to the machine."""
+        ...
+
+    def reader(self) -> ReadText:
+        """What reads one attempt's answer."""
+        ...
+
+
 class AnyCall(Protocol):
     """A valid request: what the pipeline needs to know of it, and how its answer is written."""
 
@@ -72,18 +98,9 @@ class AnyCall(Protocol):
         ...
 
     @property
-    def stop_bytes(self) -> int: ...
-
-    def bounds(self, model: CatalogModel) -> Bounds:
-        """Raises InvalidRequest when the request is more than this model takes."""
-        ...
-
-    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
-        """What is sealed to the machine."""
-        ...
-
-    def reader(self) -> ReadText:
-        """What reads one attempt's answer."""
+    def prompts(self) -> Sequence[Prompt]:
+        """At least one. There are more only where a dialect asks for answers to several at once; they differ in
+        nothing but what is asked."""
         ...
 
     def whole(self, started: Started, answer: Whole | Made, finished: Finished) -> bytes:
@@ -92,46 +109,66 @@ class AnyCall(Protocol):
 
 
 class WholeOnly:
-    """What calls have in common whose answer is no text and comes in one piece."""
+    """What calls have in common whose answer is no text and comes in one piece. Each is its own one prompt."""
 
     __slots__ = ()
     streamed: ClassVar[None] = None
-    stop_bytes: ClassVar[int] = 0
+    expected: ClassVar[Expected] = Expected(stream=False)
+    allowed: ClassVar[tuple[str, ...]] = ()
 
     @property
     def content_type(self) -> str:
         return "application/json"
 
+    @property
+    def prompts(self) -> tuple[Self]:
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """One conversation to continue."""
+
+    chat: ChatRequest
+
+    @property
+    def expected(self) -> Expected:
+        return self.chat.expected
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return self.chat.allowed
+
+    def bounds(self, model: CatalogModel) -> Bounds:
+        return bounds_of(self.chat, model)
+
+    def body(self, model: CatalogModel, bounds: Bounds, cache_salt: str) -> bytes:
+        return body_for_machine(self.chat, bounds.output_limit, cache_salt)
+
+    def reader(self) -> ReadText:
+        return read_chunk if self.chat.expected.stream else read_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A conversation in any dialect."""
+    """Conversations in any dialect."""
 
-    chat: ChatRequest
+    chats: tuple[ChatRequest, ...]
     renderer: Renderer
     kind: ClassVar[ModelKind] = TEXT
     content_type: ClassVar[str] = "application/json"
 
     @property
     def model(self) -> str:
-        return self.chat.model
+        return self.chats[0].model
 
     @property
     def streamed(self) -> Renderer | None:
-        return self.renderer if self.chat.stream else None
+        return self.renderer if self.chats[0].expected.stream else None
 
     @property
-    def stop_bytes(self) -> int:
-        return self.chat.stop_bytes
-
-    def bounds(self, model: CatalogModel) -> Bounds:
-        return bounds_of(self.chat, model)
-
-    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
-        return body_for_machine(self.chat, bounds.output_bound)
-
-    def reader(self) -> ReadText:
-        return read_chunk if self.chat.stream else read_whole
+    def prompts(self) -> tuple[ChatPrompt, ...]:
+        return tuple(ChatPrompt(chat) for chat in self.chats)
 
     def whole(self, started: Started, answer: Whole | Made, finished: Finished) -> bytes:
         assert isinstance(answer, Whole)

@@ -59,7 +59,7 @@ class TranscriptionCall(WholeOnly):
     def bounds(self, model: CatalogModel) -> Bounds:
         return bounds_of_transcription(self.request)
 
-    def body(self, model: CatalogModel, bounds: Bounds) -> bytes:
+    def body(self, model: CatalogModel, bounds: Bounds, cache_salt: str) -> bytes:
         return transcription_body(self.request, model)
 
     def reader(self) -> ReadText:

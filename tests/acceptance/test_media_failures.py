@@ -75,7 +75,7 @@ async def test_the_largest_images_come_through_in_parts(up: Coordinator, key: Ke
         await job.accept()
         for index in range(2):
             await send_image(job, index, png(2_048, 2_048, noise))
-        await job.complete(0, 0, 2 * 2_048 * 2_048)
+        await job.complete(0, 0, units=2 * 2_048 * 2_048)
 
     async with machine(up, IMAGE, answer).connected():
         done = await client.post("/v1/images/generations", json=images(n=2, size="2048x2048"))
@@ -91,7 +91,7 @@ async def test_what_a_machine_claims_is_bounded_by_what_it_delivered(
     async def answer(_: Machine, job: Job) -> None:
         await job.accept()
         await send_image(job, 0, png(8, 8))
-        await job.complete(10**6, 10**6, claimed)
+        await job.complete(10**6, 10**6, units=claimed)
 
     async with machine(up, IMAGE, answer).connected():
         assert (await client.post("/v1/images/generations", json=images())).status_code == 200
@@ -163,12 +163,12 @@ async def test_nothing_of_a_text_an_image_or_a_sound_is_at_rest_or_in_a_log(
     async def paint(_: Machine, job: Job) -> None:
         await job.accept()
         await send_image(job, 0, png(8, 8, canary.encode()))
-        await job.complete(0, 0, 1_048_576)
+        await job.complete(0, 0, units=1_048_576)
 
     async def hear(_: Machine, job: Job) -> None:
         await job.accept()
         await job.chunk(f'data: {{"text":"{canary}","duration":1.0,"language":"english","segments":[]}}')
-        await job.complete(0, 0, 1_000)
+        await job.complete(0, 0, units=1_000)
 
     async def embed(_: Machine, job: Job) -> None:
         await make_at_once(job)

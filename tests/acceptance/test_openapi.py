@@ -22,6 +22,7 @@ from domain.protocol import ENDPOINTS, HEARTBEAT_INTERVAL_SECONDS
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 METHODS = ("get", "post", "put", "patch", "delete")
 MEDIA_MODELS = [model for model in Catalog.built_in(development=True).active() if model.kind != TEXT]
 NOT_FOR_CLIENTS = (
@@ -116,7 +117,8 @@ async def _beat(machine: Machine) -> None:
 @pytest.mark.timeout(900)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{up.url}/openapi.json", "--checks", "all"]
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "run"]
+    command += [f"{up.url}/openapi.json", "--checks", "all"]
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():

@@ -20,7 +20,7 @@ BEAT = b": keep-alive\n\n"
 class Quiet:
     """An inference that begins when it is told to, and then says nothing until it is told to end."""
 
-    request_id = uuid4()
+    request_ids = (uuid4(),)
     tokens_used = 0
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ async def test_a_silence_is_filled_with_comments_once_the_answer_has_begun_and_n
     sent: asyncio.Queue[Message] = asyncio.Queue()
     coordinator: Any = SimpleNamespace(keep_alive_seconds=0.01, switchboard=SimpleNamespace(close=lambda _: None))
     renderer = SimpleNamespace(keep_alive=BEAT, start=lambda _: b"data: first\n\n")
-    call: Any = SimpleNamespace(renderer=renderer, chat=SimpleNamespace(stream=True))
+    call: Any = SimpleNamespace(streamed=renderer)
     response = AnswerResponse(inference, call, coordinator, Recording(None), lambda _: None)  # type: ignore[arg-type]
 
     async def receive() -> Message:

@@ -22,7 +22,7 @@ from api.consumer.transcriptions_answer import WRITERS, Transcript, TranscriptRe
 from api.consumer.transcriptions_request import parse_transcription
 from domain.protocol import Usage
 
-FINISHED = Finished(Usage(5, 0, 1_500), "", "", 100)
+FINISHED = Finished(Usage(5, 0, units=1_500), "", "", 100)
 
 
 def line(**members: Any) -> bytes:

@@ -189,7 +189,7 @@ def test_a_projection_runs_in_the_lane_of_the_aggregates_that_it_names_first() -
 def test_every_projection_is_in_one_lane() -> None:
     lanes = names(lanes_of(replaying()))
 
-    assert len(lanes) == 3
+    assert len(lanes) == 4
     assert sorted(name for lane in lanes for name in lane) == sorted(READ_MODELS)
 
 
