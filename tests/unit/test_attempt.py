@@ -10,7 +10,9 @@ from nacl.public import PrivateKey
 
 from adapters.crypto import box
 from adapters.crypto.sealing import NaclSealing
+from api.consumer.answers import read_chunk
 from api.consumer.attempt import CHUNKS_AT_ONCE_MAX, Attempt, AttemptFailed, Delta, Started
+from api.consumer.expected import Expected
 from api.inbox import Inbox
 from domain.dispatch import Assigned
 from domain.protocol import (
