@@ -52,7 +52,7 @@ from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
 from domain.errors import InvalidRequest
 from domain.keys import Caller
-from domain.routing import Policy
+from domain.routing import Hedging, Policy
 from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
@@ -308,6 +308,7 @@ def gateway_app(
                 catalog=catalog,
                 policy=policy,
                 timeouts=timeouts_of(settings),
+                hedging=Hedging(settings.hedge_percent_max, settings.hedge_quantile),
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,

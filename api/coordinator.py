@@ -20,7 +20,7 @@ from api.relay.machine import RelayedMachine
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
-from domain.routing import Policy, Snapshot
+from domain.routing import Hedging, Policy, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Coordinator:
         catalog: Catalog,
         policy: Policy,
         timeouts: Timeouts,
+        hedging: Hedging,
         settings: Limits,
         switchboard: Switchboard,
         internal_secret: str,
@@ -96,6 +97,7 @@ class Coordinator:
             timeouts=timeouts,
             end_later=self.end_later,
             observe=fleet.observe,
+            hedging=hedging,
             unreachable=relay.unreachable if relay is not None else tuple,
         )
         self.surroundings = Surroundings(

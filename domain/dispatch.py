@@ -16,8 +16,9 @@ from domain.routing import ANY_MACHINE, Constraints, Snapshot
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
 
-    ``excluded`` are sessions that already failed this request and gateways that are out of reach, ``reply_to`` is the
-    gateway that holds the prompt.
+    ``excluded`` are sessions that failed this request or are at work on it, and gateways that are out of reach;
+    ``reply_to`` is the gateway that holds the prompt. A ``hedge`` races another attempt, so it takes no slot that
+    somebody waits for.
     """
 
     request_id: UUID
@@ -32,11 +33,12 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: UUID
     deadline: float
     may_wait: bool = True
+    hedge: bool = False
     constraints: Constraints = ANY_MACHINE
 
 
 class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Record a completion. Everything in it is what ``ledger.Settle`` takes."""
+    """Record a completion, and what became of the other attempts. Everything in it is what ``ledger.Settle`` takes."""
 
     request_id: UUID
     account_id: str
@@ -44,6 +46,7 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
+    failures: tuple[JobFailure, ...] = ()
 
 
 class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -275,7 +275,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     """Turn a completion into money: capture the cost, return the rest of the hold, pay the provider.
 
     The machine's token counts are claims: they are bounded by the admission and by ``completion_bound``, which follows
-    from the bytes that were relayed. Returns the request's end, which is the first one whatever comes later.
+    from the bytes that were relayed. ``failures`` are the other attempts. Returns the request's end, which is the first
+    one whatever comes later.
     """
 
     request_id: UUID
@@ -284,6 +285,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     completion_bound: int
+    failures: tuple[JobFailure, ...] = ()
     fee_percent: int = 0
 
     def needs(self) -> Sequence[Ref]:
@@ -298,9 +300,12 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
         if min(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.completion_bound) < 0:
             raise Conflict("counts of tokens are never below zero")
+        if any(failure.job_id == self.job_id for failure in self.failures):
+            raise Conflict("an attempt that failed is not paid")
         # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
         budget = unit.get(KeyBudget, admission.key_id)
+        _record_failures(unit, request, self.failures)
         self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job)
         if not admission.self_route:

@@ -405,6 +405,13 @@ WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_i
 """
 """The routable machines of one gateway or of all: all of them, or those that offer one model."""
 
+ROOM_TO_SPARE = """
+SELECT NOT EXISTS (SELECT FROM waiters WHERE model = %(model)s) AND coalesce(sum(free), 0) >= 2
+FROM (SELECT capacity - busy AS free FROM fleet_models
+      WHERE model = %(model)s AND routable AND busy < capacity AND put_aside_until <= now() LIMIT 2) AS some
+"""
+"""Whether a model has two free slots and nobody waits for it."""
+
 MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,
        (SELECT slot_seconds FROM model_demand WHERE model = %(model)s)

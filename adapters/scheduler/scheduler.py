@@ -79,7 +79,7 @@ class Scheduler:
             return
         self.fleet.note_demand(job.model)
         try:
-            claimed = self._claim(job)
+            claimed = None if job.hedge and not self.fleet.has_room_to_spare(job.model) else self._claim(job)
             if claimed is None and job.may_wait:
                 claimed = self._park(job, seconds_left)
             elif claimed is None:
@@ -259,6 +259,7 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         claimed_prompt_tokens=job.claimed_prompt_tokens,
         claimed_completion_tokens=job.claimed_completion_tokens,
         completion_bound=job.completion_bound,
+        failures=job.failures,
         fee_percent=fee_percent,
     )
 

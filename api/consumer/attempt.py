@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
 from api.consumer.thoughts import Thoughts
-from api.inbox import Inbox, JobEvent, MachineLost
+from api.inbox import Inbox, JobEvent, MachineLost, Overflowed, SendFailed
 from api.ports import Channel, Sealing
-from domain.dispatch import Assigned, Refused, Waiting
+from domain.dispatch import Assigned
 from domain.protocol import (
     STREAM_END,
     Cancel,
@@ -71,15 +71,26 @@ class AttemptFailed(Exception):
         self.retry = retry
 
 
-Next = Callable[[float, bool], Awaitable[Any]]
-"""The next item of the request's inbox within a number of seconds; the flag says whether the answer has begun."""
+class Patience(NamedTuple):
+    """Seconds that a machine may say nothing: until its first word about a job, from then until the first content, and
+    between chunks."""
+
+    first_signal: float
+    first_content: float
+    chunk_gap: float
+
 
 RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 """Statuses below 500 that may be the machine's fault; the others follow from the request and are not tried again."""
 
+UNREAD = "unread"
+"""The reason of an attempt that failed because its answer was not read as fast as it came."""
+
 
 class Attempt:
-    """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was."""
+    """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was; ``heard`` whether the
+    machine said a word. ``began_at`` and ``due_at``, when its next word
+    is overdue, are in the time of the event loop."""
 
     def __init__(
         self,
@@ -87,56 +98,81 @@ class Attempt:
         link: MachineLink,
         *,
         sealing: Sealing,
-        next_item: Next,
         stream: bool,
-        first_signal_seconds: float,
-        first_content_seconds: float,
-        chunk_gap_seconds: float,
+        patience: Patience,
         timing_us: dict[str, int],
     ) -> None:
+        """``timing_us`` is this attempt's own. Raises ValueError when the machine's key is unusable."""
         self.assigned = assigned
         self.delivered_bytes = 0
         self.started = False
+        self.heard = False
+        self.timing_us = timing_us
         self._link = link
-        self._sealing = sealing
-        self._next = next_item
+        self._channel: Channel = sealing.channel(assigned.machine.provider_key)
         self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if stream else read_whole
-        self._patience = first_signal_seconds
-        self._first_content_seconds = first_content_seconds
-        self._chunk_gap_seconds = chunk_gap_seconds
-        self._timing_us = timing_us
+        self._allowed = patience
+        self._patience = patience.first_signal
         self._sent_at = 0.0
+        self.began_at = asyncio.get_running_loop().time()
+        self._sending: asyncio.Task[None] | None = None
         self._tool_call = 0
         self._thoughts = Thoughts()
+        self._heard_now()
 
-    async def run(self, body: bytes) -> AsyncGenerator[Started | Delta | Whole | InferenceComplete, None]:
-        """The machine's answer; an InferenceComplete comes last.
+    @property
+    def seconds_at_work(self) -> float:
+        return asyncio.get_running_loop().time() - self.began_at
+
+    def begin(self, body: bytes, inbox: Inbox) -> None:
+        """Seal the request and have it sent; whatever comes of it arrives in the inbox. Raises ValueError when it
+        cannot be sealed."""
+        began = time.perf_counter()
+        sealed = Sealed(self._channel.public_key, self._channel.seal(body))
+        self.timing_us["encrypt_us"] = _since_us(began)
+        self._link.open_job(self.assigned.job_id, inbox)
+        self._sent_at = time.perf_counter()
+        self._sending = asyncio.create_task(self._send(sealed, inbox))
+
+    async def take(self, event: JobEvent) -> Sequence[Started | Delta | Whole | InferenceComplete]:
+        """What an event means for the consumer; an InferenceComplete comes last.
 
         Raises:
             AttemptFailed: the machine failed, in words of ours.
-            TimeoutError: it said nothing for too long.
         """
-        channel = await self._send(body)
-        while True:
-            event = await self._next_event()
-            match event:
-                case InferenceAccepted():
-                    self._timing_us["dispatch_us"] = _since_us(self._sent_at)
-                    if not self.started:
-                        self._patience = self._first_content_seconds
-                case InferenceResponseChunk():
-                    for item in await self._take(event, channel):
-                        yield item
-                case InferenceComplete():
-                    if not self.started:  # even an empty answer has a finish; without one nothing was delivered
-                        raise AttemptFailed("no_answer", 502)
-                    yield Delta(self._thoughts.rest())
-                    yield event
-                    return
-                case InferenceError():
-                    raise _machine_error(event)
-                case MachineLost():
-                    raise AttemptFailed("machine_lost", 502)
+        self.heard = True
+        match event:
+            case InferenceAccepted():
+                self.timing_us["dispatch_us"] = _since_us(self._sent_at)
+                if not self.started:
+                    self._patience = self._allowed.first_content
+            case InferenceResponseChunk():
+                items = await self._take(event)
+                self._heard_now()
+                return items
+            case InferenceComplete():
+                if not self.started:  # even an empty answer has a finish; without one nothing was delivered
+                    raise AttemptFailed("no_answer", 502)
+                return [Delta(self._thoughts.rest()), event]
+            case InferenceError():
+                raise _machine_error(event)
+            case MachineLost():
+                raise AttemptFailed("machine_lost", 502)
+            case SendFailed():
+                self.heard = False
+                raise AttemptFailed("send_failed", 502)
+            case Overflowed():
+                raise AttemptFailed(UNREAD if self.started else "bad_answer", 502)
+        self._heard_now()
+        return ()
+
+    async def leave(self, *, at_work: bool) -> None:
+        """Let the machine go; one that is still at work is told to stop."""
+        if self._sending is not None:
+            self._sending.cancel()
+        if at_work:
+            await self.cancel()
+        self._link.close_job(self.assigned.job_id)
 
     async def cancel(self) -> None:
         try:
@@ -145,37 +181,26 @@ class Attempt:
         except (ConnectionError, TimeoutError):
             log.info("job %s could not be cancelled: its machine is gone", self.assigned.job_id)
 
-    async def _send(self, body: bytes) -> Channel:
-        began = time.perf_counter()
+    def _heard_now(self) -> None:
+        self.due_at = asyncio.get_running_loop().time() + self._patience
+
+    async def _send(self, sealed: Sealed, inbox: Inbox) -> None:
         try:
-            channel = self._sealing.channel(self.assigned.machine.provider_key)
-            sealed = Sealed(channel.public_key, channel.seal(body))
-            self._timing_us["encrypt_us"] = _since_us(began)
-            self._sent_at = time.perf_counter()
             async with asyncio.timeout(self._patience):
                 await self._link.send(InferenceRequest(request_id=self.assigned.job_id, encrypted_body=sealed))
-        except (ValueError, ConnectionError, TimeoutError):
-            raise AttemptFailed("send_failed", 502) from None
-        return channel
+        except (ConnectionError, TimeoutError):
+            inbox.put(SendFailed(self.assigned.job_id))
 
-    async def _next_event(self) -> JobEvent:
-        while True:
-            item = await self._next(self._patience, self.started)
-            if isinstance(item, Assigned | Waiting | Refused) or item.request_id != self.assigned.job_id:
-                continue  # late news of an earlier attempt
-            event: JobEvent = item
-            return event
-
-    async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Started | Delta | Whole]:
+    async def _take(self, chunk: InferenceResponseChunk) -> list[Started | Delta | Whole]:
         """What one chunk means for the consumer. A bare role does not commit the answer."""
-        text = await self._open(chunk, channel)
+        text = await self._open(chunk)
         if text == STREAM_END:
             return []
         try:
             answer = self._read_text(text)
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
-        self._patience = self._chunk_gap_seconds
+        self._patience = self._allowed.chunk_gap
         if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
             return []  # a bare role, which every dialect says by itself
         if isinstance(answer, Whole) and self.started:
@@ -200,16 +225,16 @@ class Attempt:
         if self.started:
             return []
         self.started = True
-        self._timing_us["provider_us"] = _since_us(self._sent_at)
-        return [Started(self.assigned.machine, self.assigned.job_id, self._timing_us)]
+        self.timing_us["provider_us"] = _since_us(self._sent_at)
+        return [Started(self.assigned.machine, self.assigned.job_id, self.timing_us)]
 
-    async def _open(self, chunk: InferenceResponseChunk, channel: Channel) -> bytes:
+    async def _open(self, chunk: InferenceResponseChunk) -> bytes:
         """Open a chunk; anything but a box from the registered key is a violation."""
         sealed = chunk.encrypted_data
         try:
             if chunk.data or sealed is None or sealed.ephemeral_public_key != self.assigned.machine.provider_key:
                 raise ValueError
-            return channel.open(sealed.ciphertext)
+            return self._channel.open(sealed.ciphertext)
         except ValueError:
             raise await self._violation("a chunk was not sealed as the protocol demands", "bad_encryption") from None
 
