@@ -408,7 +408,7 @@ WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_i
 ROOM_TO_SPARE = """
 SELECT NOT EXISTS (SELECT FROM waiters WHERE model = %(model)s) AND coalesce(sum(free), 0) >= 2
 FROM (SELECT capacity - busy AS free FROM fleet_models
-      WHERE model = %(model)s AND routable AND busy < capacity AND put_aside_until <= now() LIMIT 2) AS some
+      WHERE model = %(model)s AND routable AND busy < capacity AND put_aside_until <= now() LIMIT 2) AS free_slots
 """
 """Whether a model has two free slots and nobody waits for it."""
 

@@ -52,11 +52,6 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 3
 
-OVERTAKEN = "overtaken"
-"""The reason of an attempt that another one was faster than. It is no fault, and it is never paid."""
-
-OVERTAKEN_STATUS = 499
-
 
 class Timeouts(NamedTuple):
     """Seconds, from the settings of the same names."""
@@ -356,7 +351,7 @@ class Inference:
         if assigned.job_id in self._running:
             return
         if all(failure.job_id != assigned.job_id for failure in self._failures):
-            self._failures.append(JobFailure(assigned.job_id, OVERTAKEN, OVERTAKEN_STATUS))
+            self._failures.append(_overtaken(assigned.job_id))
         self._do_beside(self._ending.give_slot_back(assigned.attempt))
 
     def _go_on_without_machine(self, why: DarkbloomError) -> None:
@@ -412,7 +407,7 @@ class Inference:
                 hedging.won()
             if not loser.heard:
                 self._observe(loser.assigned, "job_failed")
-            self._failures.append(JobFailure(loser.assigned.job_id, OVERTAKEN, OVERTAKEN_STATUS))
+            self._failures.append(_overtaken(loser.assigned.job_id))
             self._drop(loser)
 
     async def _fail(self, attempt: Attempt, failed: AttemptFailed) -> None:
@@ -554,6 +549,11 @@ class Inference:
             await self._ending.give_slot_back(number)
         if self._beside:
             await asyncio.gather(*self._beside, return_exceptions=True)
+
+
+def _overtaken(job_id: str) -> JobFailure:
+    """What becomes of an attempt that another one was faster than. It is no fault, and it is never paid."""
+    return JobFailure(job_id, "overtaken", 499)
 
 
 def _now() -> float:
