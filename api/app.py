@@ -30,6 +30,9 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     def count_wrong_credential(address: str) -> None:
         app.state.coordinator.rate_limits.count_wrong_credential(address)
 
+    def leaving() -> bool:
+        return bool(app.state.coordinator.state != "ready")
+
     errors.install(app, count_wrong_credential)
-    app.add_middleware(Edge, development=development, origins=origins)
+    app.add_middleware(Edge, development=development, origins=origins, leaving=leaving)
     return app
