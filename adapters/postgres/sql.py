@@ -245,7 +245,9 @@ WITH told AS (
                               room_gb, put_aside_until)
     SELECT k.session_id, m.model, t.gateway_id, t.trust, m.routable, k.capacity, k.busy, c.requests, c.output_tokens,
            m.short_ms, m.usual_ms, m.long_ms, m.reading_ms, m.queue_ms, m.in_flight, m.room_gb,
-           to_timestamp(m.put_aside_until)
+           to_timestamp(CASE WHEN k.is_new THEN coalesce(
+               (SELECT (convert_from(h.health, 'UTF8')::jsonb ->> 'put_aside_until')::float8
+                FROM machine_health h WHERE h.machine_id = k.machine_id), 0.0) ELSE m.put_aside_until END)
     FROM unnest(%(model_sessions)s::uuid[], %(models)s::text[], %(model_routables)s::boolean[], %(short_ms)s::real[],
                 %(usual_ms)s::real[], %(long_ms)s::real[], %(reading_ms)s::real[], %(queue_ms)s::real[],
                 %(in_flight)s::int[], %(room_gb)s::real[], %(put_aside_until)s::float8[])
@@ -278,7 +280,8 @@ SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
 """Keep many connected machines true; returns the free slots of those that may be routed to. Counters move only with
 claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
 that is costs an entry in each index. Until when a machine is put aside is written by whoever saw it fail, which may be
-another gateway than its own. The models of a session never become fewer."""
+another gateway than its own; what that one wrote counts for a machine that is new here too. The models of a session
+never become fewer."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),

@@ -447,7 +447,8 @@ class Inference:
             await self._ending.give_slot_back(attempt.assigned.attempt)
 
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> None:
-        if failed.retry or failed.status >= 500:  # what follows from the request is not the machine's fault
+        from_the_request = not failed.retry and failed.status < 500
+        if not from_the_request and assigned.machine.gateway_id not in self._tools.unreachable():
             self._observe(assigned, "job_failed")
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
         self._excluded.append(assigned.machine.session_id)

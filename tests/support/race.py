@@ -202,6 +202,7 @@ class Race:
         stream: bool = True,
         hedging: Hedging | None = None,
         kind: type[Inference] = Inference,
+        unreachable: Sequence[str] = (),
     ) -> None:
         self.request_id = uuid4()
         self.hedging = hedging or warm()
@@ -218,6 +219,7 @@ class Race:
         self._interruption = interruption
         self._stream = stream
         self._kind = kind
+        self._unreachable = tuple(unreachable)
         self._inbox = Inbox()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -244,6 +246,7 @@ class Race:
                 end_later=lambda job: None,
                 observe=self._observe,
                 hedging=self.hedging,
+                unreachable=lambda: self._unreachable,
             ),
             timing_us={},
         )

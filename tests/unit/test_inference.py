@@ -93,6 +93,11 @@ class TestFailover:
         assert race.text == "22"
         assert 10 < race.seconds < 12
 
+    def test_a_gateway_out_of_reach_is_not_held_against_its_machines(self) -> None:
+        race = raced(Race(((0.1, "lost"),), GOOD, unreachable=["gateway"]))
+        assert race.observed == [("machine-2", "job_done")]
+        assert race.asked_for[1].excluded == ("session-1", "gateway")
+
     def test_there_are_three_attempts(self) -> None:
         race = raced(Race(ERROR))
         assert isinstance(race.error, ProviderFailed)
