@@ -211,13 +211,27 @@ class Market:
 
     def until_served(self) -> None:
         """Until both machines are routable and a request is answered."""
-        routable = "SELECT count(*) FROM fleet WHERE routable"
-        eventually(lambda: self.books.value(routable) == 2, "both machines to be routable")
+        eventually(lambda: self.routable() == 2, "both machines to be routable")
         with self.crowd() as crowd:
             crowd.until_answered(1)
 
+    def routable(self) -> int:
+        return int(str(self.books.value("SELECT count(*) FROM fleet WHERE routable")))
+
+    def client(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key.secret}"}
+        return httpx.Client(base_url=self.consumers.url, headers=headers, timeout=ANSWER_SECONDS_MAX)
+
     def require_sound(self, crowd: Crowd) -> None:
-        """Every request of the crowd ended once, and what was answered is paid, nothing else."""
+        """Every request of the crowd ended once, and what was answered is paid."""
+        self.require_books()
+        paid = {str(row[0]) for row in self.books.rows("SELECT job_id FROM usage_entries")}
+        unpaid = [outcome for outcome in crowd.answered if outcome.job_id not in paid]
+        # A gateway that lost its lease in the middle of a settlement finds that others have ended the request.
+        assert len(unpaid) <= self.parts.logs().count("but had been released before"), "an answer was not paid"
+
+    def require_books(self) -> None:
+        """Every request ended once, its hold came back, and nothing was paid but what the log says."""
         look = self.books.value
         for what in ("open_requests", "claims", "waiters"):
             eventually(lambda what=what: look(f"SELECT count(*) FROM {what}") == 0, f"no {what}", HEAL_SECONDS_MAX)
@@ -231,10 +245,6 @@ class Market:
         )[0]
         assert admitted == int(str(settled)) + int(str(released))
         assert self.books.balance(self.key.account_id) == (CREDIT - int(str(cost)), 0, 0)
-        paid = {str(row[0]) for row in self.books.rows("SELECT job_id FROM usage_entries")}
-        unpaid = [outcome for outcome in crowd.answered if outcome.job_id not in paid]
-        # A gateway that lost its lease in the middle of a settlement finds that others have ended the request.
-        assert len(unpaid) <= self.parts.logs().count("but had been released before"), "an answer was not paid"
         with psycopg.connect(self.books.dsn, autocommit=True) as connection:
             findings = [finding for finding in examine(connection).findings if finding.state == "violated"]
         assert not findings, findings
@@ -360,11 +370,7 @@ def suffer(market: Market, fault: Fault) -> Crowd:
         crowd.until_answered(4)
         fault(market, crowd)
         crowd.until_answered(8)
-        eventually(
-            lambda: market.books.value("SELECT count(*) FROM fleet WHERE routable") == 2,
-            "both machines to be back",
-            HEAL_SECONDS_MAX,
-        )
+        eventually(lambda: market.routable() == 2, "both machines to be back", HEAL_SECONDS_MAX)
     market.require_sound(crowd)
     return crowd
 
