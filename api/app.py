@@ -12,6 +12,7 @@ from api.auditors.routes import ROUTERS as AUDITORS
 from api.consumer import chat, completions, generations, keys, messages, models, payments, pricing, responses
 from api.edge import Edge
 from api.openapi import routes as openapi
+from api.operators import dead_letters
 from api.providers import socket, standing
 from api.public import transparency
 from api.relay import endpoints as relay
@@ -23,7 +24,7 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     dialects = (chat, responses, completions, messages)
     consumers = (*dialects, models, pricing, keys, payments, generations)
-    parts = (*consumers, transparency, standing, health, openapi, internal, relay, socket)
+    parts = (*consumers, transparency, standing, health, openapi, internal, relay, dead_letters, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 

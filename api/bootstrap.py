@@ -33,6 +33,7 @@ from adapters.relay.gateways import GatewayRelay
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
 from adapters.scheduler.brokers import make_broker, make_publisher
+from adapters.scheduler.dead_letters import DeadLetters
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.jobs import SchedulerJobs
 from adapters.scheduler.leases import GatewayLease
@@ -322,6 +323,7 @@ def gateway_app(
                 runs=StoredReplayRuns(pool),
                 replayer=Replays(dsn),
             )
+            app.state.dead_letters = DeadLetters(broker)
             if owns_database:
                 await lease.end_all()
             await lease.take(lease.gateway_id)
