@@ -44,9 +44,13 @@ def test_every_request_ends_once_and_the_market_heals(market: Market, fault: Fau
 def test_an_agent_killed_before_its_first_chunk_costs_an_attempt_and_not_the_request(market: Market) -> None:
     market.kill("agent-2")
     eventually(lambda: market.routable() == 1, "the other agent to be gone")
-    client = market.client()
     answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(client.post("/v1/chat/completions", json=ASK)))
+
+    def ask() -> None:
+        with market.client() as client:
+            answers.append(client.post("/v1/chat/completions", json=ASK))
+
+    asking = threading.Thread(target=ask)
     market.running["agent-1"].popen.send_signal(signal.SIGSTOP)  # so that it takes the job and says nothing
     asking.start()
     eventually(lambda: market.books.value("SELECT count(*) FROM claims") == 1, "the job to be at the agent")
@@ -67,7 +71,7 @@ def test_an_agent_killed_after_its_first_chunk_ends_the_stream_with_an_error_and
     market.kill("agent-2")
     eventually(lambda: market.routable() == 1, "the other agent to be gone")
     before = market.books.balance(market.key.account_id)
-    with market.client().stream("POST", "/v1/chat/completions", json=ASK | LONG) as answer:
+    with market.client() as client, client.stream("POST", "/v1/chat/completions", json=ASK | LONG) as answer:
         lines = answer.iter_lines()
         assert any("content" in line for line in lines)
         market.kill("agent-1")
