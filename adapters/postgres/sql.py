@@ -432,13 +432,20 @@ request lately took one."""
 # --- how machines fare -----------------------------------------------------------------------------------------------
 
 MEET_MACHINE = """
+WITH older AS (
+    UPDATE fleet SET routable = false
+    WHERE machine_id = %(machine_id)s AND session_id <> %(session_id)s AND routable RETURNING session_id
+), offers AS (
+    UPDATE fleet_models m SET routable = false FROM older WHERE m.session_id = older.session_id
+)
 INSERT INTO machine_health (machine_id, account_id, chip, machine_model, models, health)
 VALUES (%(machine_id)s, %(account_id)s, %(chip)s, %(machine_model)s, %(models)s, %(neutral)s)
 ON CONFLICT (machine_id) DO UPDATE SET account_id = excluded.account_id, chip = excluded.chip,
     machine_model = excluded.machine_model, models = excluded.models, last_seen_at = now()
 RETURNING health
 """
-"""A machine proved who it is; returns how it fared so far."""
+"""A machine proved who it is; returns how it fared so far. A connection that it had before, on whichever gateway, gets
+no more work: most likely nobody is at its other end, and its gateway finds that out only after a while."""
 
 LOCK_HEALTH = """
 SELECT machine_id, health FROM machine_health WHERE machine_id = ANY(%s) ORDER BY machine_id FOR UPDATE
