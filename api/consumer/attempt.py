@@ -89,8 +89,7 @@ UNREAD = "unread"
 
 class Attempt:
     """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was; ``heard`` whether the
-    machine said a word. ``began_at`` and ``due_at``, when its next word
-    is overdue, are in the time of the event loop."""
+    machine said a word. ``began_at``, and ``due_at`` when its next word is overdue, are times of the event loop."""
 
     def __init__(
         self,
@@ -140,7 +139,8 @@ class Attempt:
         Raises:
             AttemptFailed: the machine failed, in words of ours.
         """
-        self.heard = True
+        self.heard = not isinstance(event, SendFailed)
+        items: Sequence[Started | Delta | Whole] = ()
         match event:
             case InferenceAccepted():
                 self.timing_us["dispatch_us"] = _since_us(self._sent_at)
@@ -148,8 +148,6 @@ class Attempt:
                     self._patience = self._allowed.first_content
             case InferenceResponseChunk():
                 items = await self._take(event)
-                self._heard_now()
-                return items
             case InferenceComplete():
                 if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                     raise AttemptFailed("no_answer", 502)
@@ -159,12 +157,11 @@ class Attempt:
             case MachineLost():
                 raise AttemptFailed("machine_lost", 502)
             case SendFailed():
-                self.heard = False
                 raise AttemptFailed("send_failed", 502)
             case Overflowed():
                 raise AttemptFailed(UNREAD if self.started else "bad_answer", 502)
         self._heard_now()
-        return ()
+        return items
 
     async def leave(self, *, at_work: bool) -> None:
         """Let the machine go; one that is still at work is told to stop."""
