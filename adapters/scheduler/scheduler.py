@@ -76,6 +76,7 @@ class Scheduler:
         """Give an attempt to the best machine and tell its gateway; else let it wait, or refuse it."""
         seconds_left = job.deadline - time.time()
         if seconds_left <= 0:
+            log.info("attempt %d of %s came too late, or from another clock", job.attempt, job.request_id)
             return
         self.fleet.note_demand(job.model)
         try:

@@ -279,7 +279,7 @@ class Inference:
         timeouts, now = self._tools.timeouts, _now()
         number = next(self._numbers)
         may_wait = number == 1  # and then it may be dispatched much later, when a gateway out of reach may be back
-        self._search = Search(number, hedge=hedge, began_at=now, reply_seconds=timeouts.scheduler_reply)
+        self._search = Search(number, hedge=hedge, until=now + timeouts.scheduler_reply)
         self._unanswered.add(number)
         at_work = (attempt.assigned.machine.session_id for attempt in self._running.values())
         out_of_reach = () if may_wait else self._tools.unreachable()
@@ -364,7 +364,7 @@ class Inference:
     def _begin(self, assigned: Assigned, search: Search) -> None:
         self._attempts += 1
         link = self._tools.machine_link(assigned.machine)
-        timing_us = self._timing_us | {"route_us": int((_now() - search.began_at) * 1_000_000)}
+        timing_us = self._timing_us | {"route_us": search.took_us}
         timeouts = self._tools.timeouts
         try:
             if link is None:

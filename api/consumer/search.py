@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from domain.dispatch import Refused, Waiting
 from domain.errors import DarkbloomError, ModelNotAvailable, ServiceUnavailable
 from domain.routing import retry_after_seconds
@@ -10,12 +12,16 @@ from domain.routing import retry_after_seconds
 class Search:
     """``until`` is when it is given up, in the time of the event loop; ``hedge`` says that it may come to nothing."""
 
-    def __init__(self, number: int, *, hedge: bool, began_at: float, reply_seconds: float) -> None:
+    def __init__(self, number: int, *, hedge: bool, until: float) -> None:
         self.number = number
         self.hedge = hedge
-        self.began_at = began_at
-        self.until = began_at + reply_seconds
+        self.until = until
+        self._began = time.perf_counter()
         self._waiting: Waiting | None = None
+
+    @property
+    def took_us(self) -> int:
+        return int((time.perf_counter() - self._began) * 1_000_000)
 
     def wait(self, waiting: Waiting, *, until: float) -> None:
         """There is no free slot; only the first such word counts, so that nobody waits for ever."""
