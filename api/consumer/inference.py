@@ -475,9 +475,8 @@ class Inference:
 
     async def _complete(self, attempt: Attempt, complete: InferenceComplete) -> Finished:
         self._observe(attempt.assigned, "job_done", attempt.timing_us.get("provider_us", 0) / 1000)
-        finished = await self._settle(attempt, complete)
-        self._drop(attempt, at_work=False)
-        return finished
+        self._drop(attempt, at_work=False)  # its slot is free now, whatever its settlement waits for
+        return await self._settle(attempt, complete)
 
     async def _settle_what_was_delivered(self) -> None:
         """Nobody reads on in the middle of an answer: the machine's own last word counts, if it comes in time."""
