@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck replay-campaign chaos-ledger chaos-fleet event-fixtures tiny-model lock clean
+.PHONY: demo test lint typecheck replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -38,6 +38,14 @@ chaos-fleet: export SEED ?=
 chaos-fleet: export ROUNDS ?= 26
 chaos-fleet: $(STAMP)
 	@$(BIN)/python -m tests.chaos.fleet
+
+# Runs tools of other people unmodified against a coordinator and a real agent. TOOLS_VENV names the folder of a virtual
+# environment, which is made when it is not there, so that they never mix with what this project itself needs.
+tools-on-top: $(STAMP)
+	@test -n "$(TOOLS_VENV)" || { echo "Set TOOLS_VENV to a folder for the environment of the tools" >&2; exit 1; }
+	@test -x "$(TOOLS_VENV)/bin/python" || $(PYTHON) -m venv "$(TOOLS_VENV)"
+	@"$(TOOLS_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check llm "pydantic-ai-slim[openai]"
+	@DARKBLOOM_TOOLS_VENV="$(abspath $(TOOLS_VENV))" $(BIN)/python -m pytest -rP tests/acceptance/test_tools_on_top.py
 
 # Writes the stored bytes and the shape of each event version that has none yet; what exists is never touched.
 event-fixtures: $(STAMP)

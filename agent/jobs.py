@@ -10,7 +10,7 @@ from adapters.crypto.box import SealedChannel, SealingError
 from agent.dialects import chat_request
 from agent.dialects.chat_answer import Answer, StreamedAnswer, WholeAnswer
 from agent.engine.generation import Generation
-from agent.engine.job import Finished, Piece
+from agent.engine.job import ChoiceEnd, Finished, Piece
 from agent.errors import EngineFailed, JobError, JobRefused
 from agent.log import describe
 from agent.machine import Machine
@@ -37,7 +37,7 @@ class Job:
         self._outbox = outbox
         self._generation: Generation | None = None
         self._transcript = bytearray()
-        self._delivered_tokens = 0
+        self._delivered: dict[int, Piece] = {}
         self._cancelled = False
 
     async def run(self) -> bool:
@@ -73,18 +73,20 @@ class Job:
         answer: Answer = kind(self.id, request.model, int(time.time()))
         async for event in generation:
             if isinstance(event, Piece):
-                for text in answer.piece(event.text):
+                for text in answer.piece(event):
                     await self._send(channel, text)
-                    self._delivered_tokens = event.completion_tokens
-            elif event.finish_reason == "cancelled":
+                    self._delivered[event.choice] = event
+            elif isinstance(event, ChoiceEnd):
+                for text in answer.end(event):
+                    await self._send(channel, text)
+            elif event.cancelled:
                 return await self._complete_cancelled(event)
             else:
                 for text in answer.finish(event):
                     await self._send(channel, text)
                 if request.stream:
                     await self._seal(channel, protocol.STREAM_END)
-                usage = protocol.Usage(event.prompt_tokens, event.completion_tokens)
-                await self._complete(usage)
+                await self._complete(_usage(event, event.completion_tokens, event.reasoning_tokens))
         return True
 
     def _open(self) -> tuple[SealedChannel, chat_request.ChatRequest]:
@@ -113,7 +115,10 @@ class Job:
         # Nothing was delivered, so nothing is charged and nobody waits for a report.
         if not self._transcript:
             return False
-        await self._complete(protocol.Usage(finished.prompt_tokens, self._delivered_tokens))
+        delivered = self._delivered.values()
+        completion_tokens = sum(piece.completion_tokens for piece in delivered)
+        reasoning_tokens = sum(piece.reasoning_tokens for piece in delivered)
+        await self._complete(_usage(finished, completion_tokens, reasoning_tokens))
         return True
 
     async def _complete(self, usage: protocol.Usage) -> None:
@@ -129,6 +134,10 @@ class Job:
         if self._cancelled:
             return
         await self._outbox.bulk(protocol.InferenceError(self.id, str(error), error.status_code))
+
+
+def _usage(finished: Finished, completion_tokens: int, reasoning_tokens: int) -> protocol.Usage:
+    return protocol.Usage(finished.prompt_tokens, completion_tokens, finished.cached_tokens, reasoning_tokens)
 
 
 def _wipe(buffer: bytearray) -> None:

@@ -22,10 +22,15 @@ def read() -> SystemMetrics:
         pressure = pressure_from_vm_stat(macos.ask("vm_stat"))
         thermal = thermal_from_pmset(macos.ask("pmset", "-g", "therm"))
     else:
-        memory = psutil.virtual_memory()
-        pressure = 1 - memory.available / memory.total
+        pressure = memory_in_use()
         thermal = thermal_from_zones(_THERMAL_ROOT)
     return SystemMetrics(memory_pressure=_share(pressure), cpu_usage=_share(load), thermal_state=thermal)
+
+
+def memory_in_use() -> float:
+    """The share of the memory that is not to be had, from 0 to 1. Runs no tools, so it may be asked at any time."""
+    memory = psutil.virtual_memory()
+    return _share(1 - memory.available / memory.total)
 
 
 def pressure_from_vm_stat(report: str) -> float:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import logging
+import secrets
 from collections.abc import Iterable
 from typing import Literal, Protocol
 from uuid import UUID
@@ -85,6 +88,8 @@ class Coordinator:
         self.settings = settings
         self.switchboard = switchboard
         self.internal_secret = internal_secret
+        # Without other gateways there is no secret to share with them; machines forget a stopped gateway's prompts.
+        self._salting_key = internal_secret.encode() or secrets.token_bytes(32)
         self.registry = MachineRegistry()
         self.relayed = RelayedJobs()
         self.draining = False
@@ -123,6 +128,11 @@ class Coordinator:
     @property
     def gateway_id(self) -> UUID:
         return self._gateway.gateway_id
+
+    def cache_salt(self, account_id: str) -> str:
+        """What lets a machine share cached prompts among one account's requests and with nobody else's, and does not
+        tell it whose they are. Every gateway has the same."""
+        return hmac.new(self._salting_key, b"cache_salt:" + account_id.encode(), hashlib.sha256).hexdigest()
 
     async def keep_fleet(self) -> None:
         """Write what gathered about the machines, tick by tick, until cancelled."""

@@ -25,7 +25,8 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 _ALLOWED_HEADERS = (
-    "Content-Type, Authorization, X-Api-Key, anthropic-version, anthropic-beta, X-Request-ID, Idempotency-Key"
+    "Content-Type, Authorization, X-Api-Key, anthropic-version, anthropic-beta, X-Request-ID, Idempotency-Key, "
+    "X-Darkbloom-Route"
 )
 EXPOSED_HEADERS = (
     "X-Request-ID, request-id, X-Inference-Job-ID, X-Provider-Attested, X-Provider-Trust-Level, X-Provider-Chip, "

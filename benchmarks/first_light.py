@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import httpx
 
-from agent.engine.job import ChatJob, ChatMessage, Finished, Piece, Sampling
+from agent.engine.job import ChatJob, ChatMessage, ChoiceEnd, Finished, Piece, Sampling
 from agent.engine.text import TextEngine
 from agent.engine.thread import MlxThread
 from api.demo import Process, agent_process, command_output, coordinator_process, wait_for
@@ -61,7 +61,7 @@ def _direct(engine: TextEngine, max_tokens: int) -> Ask:
         async for event in engine.submit(job):
             if isinstance(event, Piece) and not first:
                 first = time.perf_counter()
-            assert isinstance(event, Piece | Finished)
+            assert isinstance(event, Piece | ChoiceEnd | Finished)
         ended = time.perf_counter()
         return Sample(((first or ended) - began) * 1000, (ended - began) * 1000)
 

@@ -17,10 +17,13 @@
     │   ├── CheckpointPending
     │   ├── IdempotencyConflict
     │   └── IdempotencyInFlight
+    ├── NoLinkedMachine             409
+    ├── MachineBusy                 429
     ├── RateLimited                 429
     ├── InternalError               500
     ├── ProviderFailed              502 or what the provider reported
     ├── ModelNotAvailable           503
+    ├── MachineOffline              503
     ├── LedgerUnavailable           503
     │   ├── LedgerBusy
     │   └── LedgerHalted
@@ -166,6 +169,21 @@ class IdempotencyInFlight(Conflict):
     retry_after_seconds = 1
 
 
+class NoLinkedMachine(DarkbloomError):
+    """This request may only go to your own machines, and none is linked to your account."""
+
+    type = "no_linked_machine"
+    http_status = 409
+
+
+class MachineBusy(DarkbloomError):
+    """None of your own machines became free in time; nothing was charged, try again shortly."""
+
+    type = "machine_busy"
+    http_status = 429
+    retry_after_seconds = 10
+
+
 class RateLimited(DarkbloomError):
     """Too many requests; wait as long as Retry-After says."""
 
@@ -199,6 +217,14 @@ class ModelNotAvailable(DarkbloomError):
     """No machine can take this request now; try again shortly."""
 
     type = "model_not_available"
+    http_status = 503
+    retry_after_seconds = 10
+
+
+class MachineOffline(DarkbloomError):
+    """None of your own machines serves this model now; GET /v1/me/providers says what keeps them from it."""
+
+    type = "machine_offline"
     http_status = 503
     retry_after_seconds = 10
 

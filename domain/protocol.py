@@ -94,9 +94,19 @@ class Sealed(msgspec.Struct, frozen=True):
     ciphertext: str
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``cached_tokens`` is the part of the prompt that was remembered, ``reasoning_tokens`` the part of the completion
+    that was thought."""
+
     prompt_tokens: Count
     completion_tokens: Count
+    cached_tokens: Count = 0
+    reasoning_tokens: Count = 0
+
+    def within(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+        """The same with these totals; no part is larger than its whole."""
+        cached, reasoning = min(self.cached_tokens, prompt_tokens), min(self.reasoning_tokens, completion_tokens)
+        return Usage(prompt_tokens, completion_tokens, cached, reasoning)
 
 
 class SessionStats(msgspec.Struct, frozen=True):

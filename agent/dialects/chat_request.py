@@ -7,81 +7,84 @@ known at all is ignored, as everywhere in the provider protocol.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from agent.engine.job import ChatJob, ChatMessage, Role, Sampling
+from agent.dialects.chat_messages import Message, read_messages
+from agent.dialects.chat_tools import TOOLS_MAX, OfferedTool, ToolChoice, read_toolbox
+from agent.engine.job import ChatJob, Sampling, Scalar
 from agent.errors import JobRefused
 
 _STOPS_MAX = 16
 _STOP_CHARACTERS_MAX = 1024
+_SCHEMA_CHARACTERS_MAX = 131_072
 
 _ENDPOINT = "/v1/chat/completions"
-
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
+_ANY_OBJECT = '{"type": "object"}'
 
 _NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 
 # What each of these may say without asking for something that this version cannot do.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "tools": _NOTHING,
-    "tool_choice": (None, "none", "auto"),
     "functions": _NOTHING,
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "logprobs": _NOTHING,
-    "top_logprobs": _NOTHING,
-    "n": (None, 1),
     "best_of": (None, 1),
-    "logit_bias": _NOTHING,
     "modalities": (None, ["text"]),
     "audio": _NOTHING,
     "prediction": _NOTHING,
     "web_search_options": (None,),
-    "reasoning_effort": (None, "none"),
-    "top_k": (None, 0, -1),
-    "min_p": _NOTHING,
-    "repetition_penalty": (None, 1),
     "endpoint": (None, _ENDPOINT),
 }
 
 _OutputLimit = Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)] | None
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)] | None
+_TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}\Z")]
+_ArgumentName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
+_ArgumentText = Annotated[str, msgspec.Meta(max_length=256)]
 
 
-class _Part(msgspec.Struct):
-    type: str
-    text: str | None = None
+class _JsonSchema(msgspec.Struct):
+    schema: msgspec.Raw = msgspec.Raw()
 
 
-class _Message(msgspec.Struct):
-    role: str
-    content: str | list[_Part] | None = None
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
+class _ResponseFormat(msgspec.Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
 
 
 class _Body(msgspec.Struct):
     model: str
-    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     stream: bool | None = None
     max_tokens: _OutputLimit = None
     max_completion_tokens: _OutputLimit = None
     max_output_tokens: _OutputLimit = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_p: _Share = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] | None = None
+    min_p: _Share = None
     seed: int | None = None
     stop: str | list[str] | None = None
     frequency_penalty: _Penalty = None
     presence_penalty: _Penalty = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] | None = None
+    logit_bias: (
+        Annotated[dict[_TokenId, Annotated[float, msgspec.Meta(ge=-100, le=100)]], msgspec.Meta(max_length=1024)] | None
+    ) = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=4)] | None = None
+    tools: Annotated[list[OfferedTool], msgspec.Meta(max_length=TOOLS_MAX)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: (
+        Annotated[dict[_ArgumentName, _ArgumentText | int | float | bool | None], msgspec.Meta(max_length=16)] | None
+    ) = None
+    cache_salt: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
 
 
 _Refusable = msgspec.defstruct("_Refusable", [(name, Any, None) for name in _NEUTRAL])
@@ -116,42 +119,73 @@ def parse(body: bytes) -> ChatRequest:
     for name, value in refusable.items():
         if value not in _NEUTRAL[name]:
             raise JobRefused(f"{name}: not supported by this machine")
+    return ChatRequest(request.model, bool(request.stream), _job(request))
+
+
+def _job(request: _Body) -> ChatJob:
     limits = (request.max_tokens, request.max_completion_tokens, request.max_output_tokens)
-    job = ChatJob(
-        messages=tuple(_message(number, message) for number, message in enumerate(request.messages)),
+    toolbox = read_toolbox(request.tools, request.tool_choice, request.parallel_tool_calls)
+    schema = _schema(request.response_format)
+    if schema is not None and toolbox is not None:
+        raise JobRefused("response_format: not supported together with tools; set tool_choice to none")
+    return ChatJob(
+        messages=read_messages(request.messages),
         max_tokens=min((limit for limit in limits if limit is not None), default=None),
-        sampling=Sampling(
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=request.seed,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            presence_penalty=request.presence_penalty or 0.0,
-        ),
+        sampling=_sampling(request),
         stop=_stops(request.stop),
+        choices=request.n or 1,
+        top_logprobs=_top_logprobs(request),
+        toolbox=toolbox,
+        response_schema=schema,
+        thinking=None if request.reasoning_effort is None else request.reasoning_effort != "none",
+        template_arguments=_template_arguments(request),
+        cache_salt=request.cache_salt,
     )
-    return ChatRequest(request.model, bool(request.stream), job)
 
 
-def _message(number: int, message: _Message) -> ChatMessage:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise JobRefused(f"messages[{number}].role: not a role that this machine knows")
-    for name in ("tool_calls", "function_call"):
-        if getattr(message, name):
-            raise JobRefused(f"messages[{number}].{name}: not supported by this machine")
-    if message.content is None and role == "assistant":
-        return ChatMessage(role, "")
-    if message.content is None:
-        raise JobRefused(f"messages[{number}].content: missing")
-    if isinstance(message.content, str):
-        return ChatMessage(role, message.content)
-    return ChatMessage(role, "".join(_text(number, index, part) for index, part in enumerate(message.content)))
+def _sampling(request: _Body) -> Sampling:
+    return Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        seed=request.seed,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items()),
+    )
 
 
-def _text(number: int, index: int, part: _Part) -> str:
-    if part.type != "text" or part.text is None:
-        raise JobRefused(f"messages[{number}].content[{index}]: only parts of type text are supported by this machine")
-    return part.text
+def _top_logprobs(request: _Body) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        raise JobRefused("top_logprobs: needs logprobs to be true")
+    return None
+
+
+def _schema(response_format: _ResponseFormat | None) -> str | None:
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return _ANY_OBJECT
+    wanted = response_format.json_schema
+    if wanted is None:
+        raise JobRefused("response_format.json_schema: missing")
+    schema = bytes(wanted.schema).decode()
+    if schema in ("", "null"):
+        return _ANY_OBJECT
+    if len(schema) > _SCHEMA_CHARACTERS_MAX:
+        raise JobRefused(f"response_format: the schema may have at most {_SCHEMA_CHARACTERS_MAX} characters")
+    return schema
+
+
+def _template_arguments(request: _Body) -> dict[str, Scalar]:
+    arguments: dict[str, Scalar] = {}
+    if request.reasoning_effort is not None:
+        arguments["reasoning_effort"] = request.reasoning_effort
+    return arguments | (request.chat_template_kwargs or {})
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -164,5 +198,6 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 def _without_values(error: msgspec.ValidationError) -> str:
     # "Invalid enum value 'x' - at `$.y`" quotes what was sent; the path and the rule do not.
     rule, at, path = str(error).partition(" - at ")
-    member = path.strip("`").removeprefix("$.") if at else "the request body"
+    # The path to a member's name is "key` in `$.y".
+    member = path.strip("`").rpartition("$.")[2] if at else "the request body"
     return f"{member}: not a valid value" if rule.startswith("Invalid") else f"{member}: {rule}"

@@ -6,55 +6,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 from agent.engine.generation import Generation, deliver
-from agent.engine.job import Event, Finished, FinishReason, Occupancy, Piece, Sampling
-from agent.engine.mlx import Batch, Detokenizer, LoadedModel, Token
+from agent.engine.job import Event, Occupancy
+from agent.engine.mlx import Batch, LoadedModel, PromptState, Token
+from agent.engine.prompt_cache import SWEEP_SECONDS, PromptCache
 from agent.engine.restart import RestartPolicy
-from agent.engine.stops import StopFilter
+from agent.engine.running import RunningChoice, Ticket
 from agent.errors import EngineFailed, EngineUnavailable
 from agent.log import describe
 
 _log = logging.getLogger(__name__)
 
 EngineState = Literal["loading", "ready", "reloading", "crashed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A job whose prompt is rendered. ``max_tokens`` fits the context and is at least 1."""
-
-    generation: Generation
-    prompt: list[int]
-    max_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...]
-
-
-class _Running:
-    """One job in the batch: its text so far as the detokenizer and the stop filter hold it."""
-
-    def __init__(self, ticket: Ticket, detokenizer: Detokenizer) -> None:
-        self.ticket = ticket
-        self.completion_tokens = 0
-        self._detokenizer = detokenizer
-        self._stops = StopFilter(ticket.stop)
-
-    def advance(self, token: Token) -> tuple[str, FinishReason | None]:
-        """Take one token; returns the text that it sets free and why the answer ends, if it does."""
-        if token.end != "stop":
-            self.completion_tokens += 1
-            self._detokenizer.add_token(token.id)
-        if token.end is not None:
-            self._detokenizer.finalize()
-        text, stopped = self._stops.feed(self._detokenizer.last_segment)
-        if stopped:
-            return text, "stop"
-        if token.end is not None:
-            return text + self._stops.flush(), token.end
-        return text, None
 
 
 class Decoder:
@@ -65,17 +31,28 @@ class Decoder:
     """
 
     def __init__(
-        self, name: str, load: Callable[[], LoadedModel], max_concurrent: int, left: Callable[[], None]
+        self,
+        name: str,
+        load: Callable[[], LoadedModel],
+        max_concurrent: int,
+        left: Callable[[], None],
+        *,
+        prompt_cache_bytes: int,
+        memory_in_use: Callable[[], float],
     ) -> None:
-        """``left`` is called once for each ticket, when the job has left the engine for whatever reason."""
+        """``left`` is called once for each ticket, when it has left the engine for whatever reason. ``memory_in_use``
+        is the share of the machine's memory, from 0 to 1."""
         self._name = name
         self._load = load
         self._max_concurrent = max_concurrent
         self._left = left
         self._inbox: deque[Ticket] = deque()
         self._waiting: deque[Ticket] = deque()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, RunningChoice] = {}
         self._batch: Batch | None = None
+        self._conversations = PromptCache[PromptState](prompt_cache_bytes)
+        self._memory_in_use = memory_in_use
+        self._sweep_at = 0.0
         self._restarts = RestartPolicy()
         self._reload_at: float | None = None
         self.state: EngineState = "loading"
@@ -105,7 +82,7 @@ class Decoder:
             return False
 
     def wake_at(self) -> float | None:
-        return self._reload_at
+        return self._sweep_at if self._reload_at is None and len(self._conversations) else self._reload_at
 
     def stop(self) -> None:
         """End all jobs and let go of the model; on the MLX thread."""
@@ -117,12 +94,13 @@ class Decoder:
     def _step(self) -> bool:
         if self._reload_at is not None and time.monotonic() >= self._reload_at:
             self._reload()
+        self._sweep()
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
         if self._batch is None:
             self._fail_all(EngineUnavailable)
             return False
-        self._drop_cancelled(self._batch)
+        self._drop_abandoned(self._batch)
         self._admit(self._batch)
         events: list[tuple[Generation, Event]] = []
         try:
@@ -135,12 +113,18 @@ class Decoder:
             deliver(events)
         return bool(self._running or self._waiting)
 
-    def _drop_cancelled(self, batch: Batch) -> None:
-        for uid in [uid for uid, job in self._running.items() if job.ticket.generation.cancelled]:
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        if len(self._conversations) and now >= self._sweep_at:
+            self._conversations.sweep(now, self._memory_in_use())
+            self._sweep_at = now + SWEEP_SECONDS
+
+    def _drop_abandoned(self, batch: Batch) -> None:
+        for uid in [uid for uid, choice in self._running.items() if choice.ticket.answer.abandoned]:
             batch.remove(uid)
             self._leave(uid)
-        if any(ticket.generation.cancelled for ticket in self._waiting):
-            staying = [ticket for ticket in self._waiting if not ticket.generation.cancelled]
+        if any(ticket.answer.abandoned for ticket in self._waiting):
+            staying = [ticket for ticket in self._waiting if not ticket.answer.abandoned]
             for _ in range(len(self._waiting) - len(staying)):
                 self._left()
             self._waiting = deque(staying)
@@ -149,47 +133,67 @@ class Decoder:
         while self._waiting and len(self._running) < self._max_concurrent:
             ticket = self._waiting.popleft()
             try:
-                job = _Running(ticket, self._loaded.detokenizer())
-                self._running[batch.insert(ticket.prompt, ticket.max_tokens, ticket.sampling)] = job
+                choice = RunningChoice(ticket, self._loaded.detokenizer())
+                uid = batch.insert(replace(ticket.sequence, remembered=self._remembered(ticket)))
             except Exception as error:  # noqa: BLE001 - one job's failure is its own
                 _log.error("%s: a job could not start: %s", self._name, describe(error))
                 self._left()
-                deliver([(ticket.generation, EngineFailed())])
+                deliver(self._failed(ticket))
+            else:
+                self._running[uid] = choice
+
+    def _remembered(self, ticket: Ticket) -> PromptState | None:
+        if ticket.cache_salt is None:
+            return None
+        state = self._conversations.find(ticket.cache_salt, ticket.sequence.prompt, time.monotonic())
+        if ticket.choice == 0:
+            ticket.answer.generation.cached_tokens = len(state.tokens) if state else 0
+        return state
 
     def _decode(self, batch: Batch, events: list[tuple[Generation, Event]]) -> None:
         for token in batch.step():
-            job = self._running[token.uid]
+            choice = self._running[token.uid]
+            answer = choice.ticket.answer
             try:
-                text, end = job.advance(token)
+                pieces, end = choice.advance(token)
             except Exception as error:  # noqa: BLE001 - one job's failure is its own
                 _log.error("%s: a job failed: %s", self._name, describe(error))
-                events.append((job.ticket.generation, EngineFailed()))
+                events += self._failed(choice.ticket)
                 self._end(batch, token)
                 continue
-            if text:
-                events.append((job.ticket.generation, Piece(text, job.completion_tokens)))
+            events += [(answer.generation, piece) for piece in pieces]
             if end is not None:
-                finished = Finished(end, len(job.ticket.prompt), job.completion_tokens)
-                events.append((job.ticket.generation, finished))
-                self._end(batch, token)
+                events.append((answer.generation, end))
+                if finished := answer.close(choice):
+                    events.append((answer.generation, finished))
+                state = self._end(batch, token)
+                if state is not None and choice.ticket.cache_salt is not None:
+                    self._conversations.keep(choice.ticket.cache_salt, state, time.monotonic())
 
-    def _end(self, batch: Batch, token: Token) -> None:
+    def _failed(self, ticket: Ticket) -> list[tuple[Generation, Event]]:
+        """The failure of a job, told once for all its choices; the others are dropped before the next step."""
+        if ticket.answer.failed:
+            return []
+        ticket.answer.failed = True
+        return [(ticket.answer.generation, EngineFailed())]
+
+    def _end(self, batch: Batch, token: Token) -> PromptState | None:
         # The batch drops a sequence by itself after its end token or its last allowed one.
-        if token.end is None:
-            batch.remove(token.uid)
+        state = token.state if token.end is not None else batch.finish(token.uid)
         self._leave(token.uid)
+        return state
 
     def _leave(self, uid: int) -> None:
         del self._running[uid]
         self._left()
 
     def _publish(self) -> None:
-        jobs = self._running.values()
+        choices = self._running.values()
         self.occupancy = Occupancy(
-            running=len(jobs),
+            running=len(choices),
             waiting=len(self._waiting),
-            active_tokens=sum(len(job.ticket.prompt) + job.completion_tokens for job in jobs),
-            max_tokens_potential=sum(job.ticket.max_tokens for job in jobs),
+            active_tokens=sum(len(choice.ticket.sequence.prompt) + choice.completion_tokens for choice in choices),
+            max_tokens_potential=sum(choice.ticket.sequence.max_tokens for choice in choices),
         )
 
     def _crash(self, error: Exception) -> None:
@@ -212,17 +216,19 @@ class Decoder:
         if batch is None:
             return
         del self._loaded
+        self._conversations.clear()
         try:
             batch.close()
         except Exception as error:  # noqa: BLE001 - the batch is given up either way
             _log.error("%s: a failed engine did not close: %s", self._name, describe(error))
 
     def _fail_all(self, failure: type[EngineFailed] | type[EngineUnavailable]) -> None:
-        tickets = [job.ticket for job in self._running.values()] + list(self._waiting) + list(self._inbox)
+        tickets = [choice.ticket for choice in self._running.values()] + list(self._waiting) + list(self._inbox)
         self._running.clear()
         self._waiting.clear()
         self._inbox.clear()
         for _ in tickets:
             self._left()
         self._publish()
-        deliver([(ticket.generation, failure()) for ticket in tickets])
+        generations = {ticket.answer.generation for ticket in tickets if not ticket.answer.failed}
+        deliver([(generation, failure()) for generation in generations])

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from agent.engine.job import Event, Finished, Piece
+from agent.engine.job import ChoiceEnd, Event, Finished, Piece
 from agent.errors import JobError
 
 _COALESCED_PIECES_MAX = 64
 
 
 class Generation:
-    """Iterate over it for ``Piece`` after ``Piece`` and one ``Finished`` at the end.
+    """Iterate over it for ``Piece`` after ``Piece``, a ``ChoiceEnd`` for each choice, and one ``Finished`` at the end.
 
-    Pieces that gathered while nobody looked come as one. What gathers is bounded by the job's output limit.
+    Pieces of one kind that gathered while nobody looked come as one. What gathers is bounded by the job's output limit.
 
     Raises, while iterating:
         JobError: the prompt was refused or the engine failed; nothing follows.
@@ -24,17 +25,18 @@ class Generation:
     def __init__(self, withdraw: Callable[[Generation], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.prompt_tokens = 0
+        self.cached_tokens = 0
         self.cancelled = False
         self._withdraw = withdraw
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
-        self._taken_tokens = 0
+        self._taken: dict[int, Piece] = {}
         self._ended = False
 
     def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> Piece | Finished:
+    async def __anext__(self) -> Piece | ChoiceEnd | Finished:
         if self._ended:
             raise StopAsyncIteration
         while not self._events:
@@ -42,8 +44,9 @@ class Generation:
             await self._arrived.wait()
         event = self._events.popleft()
         if isinstance(event, Piece):
-            event = self._with_followers(event)
-            self._taken_tokens = event.completion_tokens
+            piece = self._taken[event.choice] = self._with_followers(event)
+            return piece
+        if isinstance(event, ChoiceEnd):
             return event
         self._ended = True
         if isinstance(event, JobError):
@@ -51,7 +54,7 @@ class Generation:
         return event
 
     def cancel(self) -> None:
-        """End the job: the iterator gives ``Finished("cancelled")`` next, the engine stops at its next token.
+        """End the job: the iterator gives a cancelled ``Finished`` next, the engine stops at its next token.
 
         Does nothing to a job that has ended. To be called on the loop that iterates.
         """
@@ -59,7 +62,12 @@ class Generation:
             return
         self.cancelled = True
         self._events.clear()
-        self._events.append(Finished("cancelled", self.prompt_tokens, self._taken_tokens))
+        taken = self._taken.values()
+        completion_tokens = sum(piece.completion_tokens for piece in taken)
+        reasoning_tokens = sum(piece.reasoning_tokens for piece in taken)
+        self._events.append(
+            Finished(self.prompt_tokens, completion_tokens, self.cached_tokens, reasoning_tokens, cancelled=True)
+        )
         self._arrived.set()
         self._withdraw(self)
 
@@ -73,13 +81,25 @@ class Generation:
         pieces = [first]
         while self._events and len(pieces) < _COALESCED_PIECES_MAX:
             following = self._events[0]
-            if not isinstance(following, Piece):
+            if not isinstance(following, Piece) or not _continues(following, first):
                 break
             pieces.append(following)
             self._events.popleft()
         if len(pieces) == 1:
             return first
-        return Piece("".join(piece.text for piece in pieces), pieces[-1].completion_tokens)
+        last = pieces[-1]
+        return replace(
+            first,
+            text="".join(piece.text for piece in pieces),
+            completion_tokens=last.completion_tokens,
+            reasoning_tokens=last.reasoning_tokens,
+            logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
+        )
+
+
+def _continues(following: Piece, first: Piece) -> bool:
+    same_place = (following.choice, following.channel, following.call) == (first.choice, first.channel, first.call)
+    return same_place and following.head is None
 
 
 def deliver(events: Iterable[tuple[Generation, Event]]) -> None:

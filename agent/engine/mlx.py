@@ -1,34 +1,30 @@
 """The seam to mlx-lm, which is untyped: ``Any`` stays inside this module.
 
-Everything here but ``Prompter`` runs on the MLX thread.
+Everything here runs on the MLX thread.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
+import copy
 import os
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 from mlx_lm import load as load_from_folder
 from mlx_lm.generate import BatchGenerator, StopSequences
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.sample_utils import apply_top_p, make_logits_processors, make_sampler
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
-from agent.engine.job import ChatMessage, Sampling, Throughput
-from agent.errors import JobRefused, ModelRejected
-from agent.log import describe
-
-_log = logging.getLogger(__name__)
+from agent.engine.constraint import Constraint, ThoughtTokens
+from agent.engine.grammar import Grammars
+from agent.engine.job import Sampling, Throughput, TokenLogprob
+from agent.engine.prompts import Prompter
+from agent.engine.sampling import Processors, sampler_of, token_logprob
+from agent.errors import ModelRejected
 
 _PREFILL_BATCH_MAX = 8
-_GREEDY_BELOW = 1e-3
 _WARM_UP_PROMPT_TOKENS = 128
 _WARM_UP_ANSWER_TOKENS = 32
 
@@ -46,13 +42,56 @@ class Detokenizer(Protocol):
     def finalize(self) -> None: ...
 
 
+class PromptState:
+    """What the layers of a model remember of some tokens. Never changed once it is made."""
+
+    def __init__(self, tokens: list[int], layers: list[Any]) -> None:
+        self.tokens = tokens
+        self.layers = layers
+        self.size_bytes = sum(int(layer.nbytes) for layer in layers)
+
+    def cut(self, length: int) -> PromptState | None:
+        """The state after the first ``length`` tokens, or None when these layers cannot go back."""
+        if length == len(self.tokens):
+            return self
+        if not can_trim_prompt_cache(self.layers):
+            return None
+        layers = copy.deepcopy(self.layers)
+        trim_prompt_cache(layers, len(self.tokens) - length)
+        return PromptState(self.tokens[:length], layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One choice as the batch needs it. ``max_tokens`` is at least 1; ``grammars`` are needed with ``top_logprobs``.
+
+    ``remembered`` is the state after a first part of the prompt, never all of it. ``remember`` asks for the state at
+    the end.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
+    grammars: Grammars | None = None
+    remembered: PromptState | None = None
+    remember: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token of the sequence ``uid``; with ``end`` ``"stop"`` it is the end token."""
+    """One generated token of the sequence ``uid``; with ``end`` ``"stop"`` it is the end token.
+
+    ``failure`` is set instead of a useful ``id`` when something that belongs to this sequence alone went wrong.
+    """
 
     uid: int
     id: int
     end: TokenEnd | None
+    logprob: TokenLogprob | None = None
+    state: PromptState | None = None
+    failure: Exception | None = None
 
 
 def prepare_thread() -> None:
@@ -71,42 +110,6 @@ def memory_gb() -> tuple[float, float, float]:
     return round(active / 1e9, 3), round(peak / 1e9, 3), round(cached / 1e9, 3)
 
 
-class Prompter:
-    """Renders chats with the model's own template. Belongs to one thread, which need not be MLX's."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._template_arguments: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True}
-        renderer = tokenizer._tokenizer.apply_chat_template
-        if (
-            getattr(tokenizer, "_chat_template", None) is None
-            and "sanitize_control_tokens" in inspect.signature(renderer).parameters
-        ):
-            self._template_arguments["sanitize_control_tokens"] = True
-        else:
-            _log.warning("control tokens that are spelled out in messages act as control tokens with this model")
-
-    def render(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The prompt's tokens.
-
-        A control token that a message spells out, such as ``<|end|>``, becomes the tokens of that plain text.
-
-        Raises:
-            JobRefused: the template does not take these messages, or the tokenizer knows a control token's text only
-                as the control token.
-        """
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            tokens = self._tokenizer.apply_chat_template(chat, **self._template_arguments)
-        except Exception as error:  # noqa: BLE001 - templates refuse with errors of every class
-            # Their messages quote what they refuse.
-            _log.info("a chat template refused a request: %s", describe(error))
-            raise JobRefused("messages: the model's chat template does not accept them") from None
-        if not tokens:
-            raise JobRefused("messages: the prompt is empty")
-        return list(tokens)
-
-
 class LoadedModel:
     """Weights and tokenizer in memory."""
 
@@ -114,10 +117,20 @@ class LoadedModel:
         self.model = model
         self._tokenizer = tokenizer
         self.end_tokens = frozenset(int(token) for token in tokenizer.eos_token_ids)
-        self.vocabulary_size = len(tokenizer)
+        # Few tokenizers know tokens that their model has no logits for; most models have some to spare.
+        logits = getattr(getattr(model, "args", None), "vocab_size", len(tokenizer))
+        self.vocabulary_size: int = min(len(tokenizer), logits)
+        self.thought_tokens: ThoughtTokens | None = None
+        if tokenizer.has_thinking:
+            self.thought_tokens = ThoughtTokens(tokenizer.think_start_tokens[0], tuple(tokenizer.think_end_tokens))
 
     def prompter(self) -> Prompter:
         return Prompter(self._tokenizer)
+
+    def grammars(self) -> Grammars | None:
+        """What compiles grammars for this vocabulary, made anew; None for the rare tokenizer that is not a fast one."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return Grammars(backend.to_str(), sorted(self.end_tokens)) if backend is not None else None
 
     def detokenizer(self) -> Detokenizer:
         detokenizer: Detokenizer = self._tokenizer.detokenizer
@@ -150,6 +163,8 @@ class Batch:
     """Sequences that are decoded together; new ones join and finished ones leave between steps."""
 
     def __init__(self, loaded: LoadedModel, max_concurrent: int) -> None:
+        self._loaded = loaded
+        self._sequences: dict[int, tuple[Sequence, Processors]] = {}
         self._generator: Any = BatchGenerator(
             loaded.model,
             stop_tokens=[[token] for token in sorted(loaded.end_tokens)],
@@ -158,23 +173,62 @@ class Batch:
             stream=mx.default_stream(mx.default_device()),
         )
 
-    def insert(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> int:
-        """Add a sequence; returns its ``uid``. ``max_tokens`` is at least 1."""
-        (uid,) = self._generator.insert(
-            [prompt],
-            [max_tokens],
-            samplers=[_sampler(sampling)],
-            logits_processors=[_penalties(sampling, len(prompt), max_tokens)],
+    def insert(self, sequence: Sequence) -> int:
+        """Add a sequence; returns its ``uid``."""
+        processors = Processors(
+            sequence.sampling,
+            sequence.constraint,
+            prompt_tokens=len(sequence.prompt),
+            max_tokens=sequence.max_tokens,
+            end_tokens=self._loaded.end_tokens,
         )
+        remembered = sequence.remembered
+        (uid,) = self._generator.insert(
+            [sequence.prompt[len(remembered.tokens) :] if remembered else sequence.prompt],
+            [sequence.max_tokens],
+            caches=[remembered.layers] if remembered else None,
+            all_tokens=[list(remembered.tokens)] if remembered else None,
+            samplers=[sampler_of(sequence.sampling, self._loaded.vocabulary_size)],
+            logits_processors=[[processors] if processors else []],
+        )
+        self._sequences[int(uid)] = (sequence, processors)
         return int(uid)
 
     def remove(self, uid: int) -> None:
+        """Drop a sequence before its end."""
+        del self._sequences[uid]
         self._generator.remove([uid])
+
+    def finish(self, uid: int) -> PromptState | None:
+        """Take out a sequence whose answer has ended before its tokens did; returns its state when it asked for it."""
+        sequence, _ = self._sequences.pop(uid)
+        states = self._generator.remove([uid], return_prompt_caches=sequence.remember)
+        if not sequence.remember:
+            return None
+        layers, tokens = states[uid]
+        return PromptState(tokens, layers)
 
     def step(self) -> list[Token]:
         """One token for each decoding sequence, and one more stretch of the prompts that are still read."""
         _, responses = self._generator.next()
-        return [Token(response.uid, int(response.token), response.finish_reason) for response in responses]
+        return [self._token(response) for response in responses]
+
+    def _token(self, response: Any) -> Token:
+        uid, token, end = int(response.uid), int(response.token), response.finish_reason
+        sequence, processors = self._sequences[uid]
+        logprob, state, failure = None, None, processors.failure
+        if end is not None:
+            # The batch has dropped the sequence by itself.
+            del self._sequences[uid]
+            if sequence.remember:
+                state = PromptState(response.all_tokens, response.prompt_cache)
+        if sequence.top_logprobs is not None and sequence.grammars is not None and end != "stop":
+            try:
+                top = min(sequence.top_logprobs, self._loaded.vocabulary_size)
+                logprob = token_logprob(response.logprobs, token, top, sequence.grammars.token_bytes)
+            except Exception as error:  # noqa: BLE001 - one sequence's failure is its own
+                failure = error
+        return Token(uid, token, end, logprob, state, failure)
 
     def close(self) -> None:
         self._generator.close()
@@ -204,49 +258,3 @@ def _time_request(loaded: LoadedModel, prompt: list[int], answer_tokens: int) ->
     end = time.perf_counter()
     generator.close()
     return max(first - begin, 1e-9), max(end - first, 1e-9)
-
-
-def _sampler(sampling: Sampling) -> Callable[[mx.array], mx.array]:
-    # Sequences that share a sampler are sampled in one call, so equal settings give one object.
-    if sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0:
-        return _shared_sampler(0.0, 0.0)
-    if sampling.seed is None:
-        return _shared_sampler(sampling.temperature, sampling.top_p)
-    return _SeededSampler(sampling.temperature, sampling.top_p, sampling.seed)
-
-
-@lru_cache(maxsize=256)
-def _shared_sampler(temperature: float, top_p: float) -> Callable[[mx.array], mx.array]:
-    return make_sampler(temperature, top_p=top_p)
-
-
-class _SeededSampler:
-    """Draws from a random sequence of its own, so neighbours in the batch do not change it."""
-
-    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
-        self._scale = 1.0 / temperature
-        self._top_p = top_p
-        self._key = mx.random.key(seed % 2**64)
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        self._key, key = mx.random.split(self._key)
-        if self._top_p < 1:
-            logprobs = apply_top_p(logprobs, self._top_p)
-        return mx.random.categorical(logprobs * self._scale, key=key)
-
-
-def _penalties(
-    sampling: Sampling, prompt_tokens: int, max_tokens: int
-) -> list[Callable[[mx.array, mx.array], mx.array]]:
-    # mlx-lm counts over the newest tokens of prompt and answer; these settings make it the whole answer and only that.
-    processors = make_logits_processors(
-        presence_penalty=sampling.presence_penalty,
-        presence_context_size=max_tokens,
-        frequency_penalty=sampling.frequency_penalty,
-        frequency_context_size=max_tokens,
-    )
-
-    def over_answer(processor: Any) -> Callable[[mx.array, mx.array], mx.array]:
-        return lambda tokens, logits: processor(tokens[prompt_tokens:], logits)
-
-    return [over_answer(processor) for processor in processors]

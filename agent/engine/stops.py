@@ -16,28 +16,29 @@ class StopFilter:
         self._stops = tuple(stops)
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Take some text; returns what may be delivered, and whether a stop text was met."""
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """Take some text; returns what may be delivered, and the stop text that was met, if one was."""
         if not self._stops:
-            return text, False
+            return text, None
         text = self._held + text
         found = [(begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
-        keep = len(text) - max(_overlap(text, stop) for stop in self._stops)
+            end, begin = min(found)
+            return text[:begin], text[begin:end]
+        keep = len(text) - max(overlap(text, stop) for stop in self._stops)
         self._held = text[keep:]
-        return text[:keep], False
+        return text[:keep], None
 
     def flush(self) -> str:
-        """The text that was held back, now that the answer ended without a stop text."""
+        """The text that was held back, now that no stop text can follow."""
         held, self._held = self._held, ""
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of ``text`` that begins ``mark`` without being all of it."""
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if text.endswith(mark[:length]):
             return length
     return 0

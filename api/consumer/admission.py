@@ -14,28 +14,35 @@ from domain.keys import Caller
 from domain.ledger import Admit
 from domain.pricing import quote_for
 
-COMPLETION_SLACK_TOKENS = 16
-"""Tokens that may be generated without a byte reaching the consumer: ends of text and cut-off stop sequences."""
+TOOLS_TEMPLATE_TOKENS = 1_024
+"""What a chat template says about tools beside the tools themselves."""
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The most tokens that a request can be charged for, and what routing expects of it."""
+    """The most tokens that a request can be charged for, and what routing expects of it. ``output_limit`` is for one of
+    its choices, the others are for all of them."""
 
     prompt_bound: int
+    output_limit: int
     output_bound: int
     prompt_estimate: int
     output_estimate: int
 
 
 def bounds_of(request: ChatRequest, model: CatalogModel) -> Bounds:
-    """A token is at least one byte, so a prompt has no more tokens than bytes, plus what the template adds."""
+    """A token is at least one byte, so a prompt has no more tokens than bytes, plus what the template adds. Templates
+    lay tools out with spaces and line breaks, so those count twice."""
     template_tokens = model.template_tokens + model.message_tokens * request.message_count
-    output_bound = min(request.output_limit or DEFAULT_OUTPUT_TOKENS, model.output_max)
+    if request.tools_bytes:
+        template_tokens += 2 * request.tools_bytes + TOOLS_TEMPLATE_TOKENS
+    choices = request.expected.choices
+    output_limit = min(request.output_limit or DEFAULT_OUTPUT_TOKENS, model.output_max)
     return Bounds(
         prompt_bound=min(request.prompt_bytes + template_tokens, model.context_length),
-        output_bound=output_bound,
+        output_limit=output_limit,
+        output_bound=output_limit * choices,
         prompt_estimate=request.prompt_estimate,
-        output_estimate=min(request.output_limit or ROUTING_OUTPUT_TOKENS, output_bound),
+        output_estimate=min(request.output_limit or ROUTING_OUTPUT_TOKENS, output_limit) * choices,
     )
 
 
@@ -48,6 +55,7 @@ def admit_command(
     bounds: Bounds,
     minimum_charge_micro_usd: int,
     expires_at: datetime,
+    self_route: bool = False,
 ) -> Admit:
     return Admit(
         actor=Actor("consumer", caller.account_id),
@@ -63,9 +71,5 @@ def admit_command(
         output_bound=bounds.output_bound,
         quote=quote_for(model.id, minimum_charge_micro_usd=minimum_charge_micro_usd),
         expires_at=expires_at,
+        self_route=self_route,
     )
-
-
-def completion_bound(delivered_bytes: int, stop_bytes: int) -> int:
-    """The most completion tokens that the delivered bytes can be."""
-    return delivered_bytes + stop_bytes + COMPLETION_SLACK_TOKENS

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Protocol
+from uuid import UUID
 
 import msgspec
 from starlette.responses import Response
@@ -15,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from api.consumer.answers import Whole
 from api.consumer.attempt import Delta, Started
 from api.consumer.idempotency import Recording
-from api.consumer.inference import Consumed, Finished, Inference
+from api.consumer.inference import Consumed, Event, Finished
 from api.consumer.rendering import Call, proofs_of
 from api.coordinator import Coordinator
 from api.errors import error_response
@@ -27,6 +29,20 @@ WRITE_SECONDS_MAX = 30.0
 """A consumer that does not read for this long is treated as gone."""
 
 
+class Answering(Protocol):
+    """An admitted request, or several that are one answer."""
+
+    @property
+    def request_ids(self) -> tuple[UUID, ...]: ...
+
+    @property
+    def tokens_used(self) -> int: ...
+
+    def consumer_gone(self) -> None: ...
+
+    def events(self) -> AsyncGenerator[Event, None]: ...
+
+
 class AnswerResponse(Response):
     """Serves an admitted request while it watches the connection.
 
@@ -35,7 +51,7 @@ class AnswerResponse(Response):
 
     def __init__(
         self,
-        inference: Inference,
+        answering: Answering,
         call: Call,
         coordinator: Coordinator,
         recording: Recording,
@@ -45,9 +61,9 @@ class AnswerResponse(Response):
         super().__init__()
         self._recording = recording
         self._on_used: Callable[[int], None] | None = on_used
-        self._inference = inference
+        self._answering = answering
         self._renderer = call.renderer
-        self._is_stream = call.chat.stream
+        self._is_stream = call.chats[0].expected.stream
         self._coordinator = coordinator
         self._committed = False
         self._unreachable = False
@@ -63,9 +79,9 @@ class AnswerResponse(Response):
             else:
                 await self._answer(scope, receive, send)
         except Consumed:
-            log.info("request %s: the consumer hung up", self._inference.request_id)
+            log.info("request %s: the consumer hung up", self._request_id)
         except DarkbloomError as error:
-            log.info("request %s failed: %s", self._inference.request_id, error.type)
+            log.info("request %s failed: %s", self._request_id, error.type)
             self._end()
             if self._committed:
                 await self._write(send, self._renderer.error(error), last=True)
@@ -75,20 +91,25 @@ class AnswerResponse(Response):
             watch.cancel()
             if beat is not None:
                 beat.cancel()
-            self._coordinator.switchboard.close(self._inference.request_id)
+            for request_id in self._answering.request_ids:
+                self._coordinator.switchboard.close(request_id)
             self._end()
+
+    @property
+    def _request_id(self) -> UUID:
+        return self._answering.request_ids[0]
 
     def _end(self) -> None:
         """What the consumer's next request depends on, so it comes before the last bytes of this answer."""
         self._recording.give_up()
         if self._on_used is not None:
-            self._on_used(self._inference.tokens_used)
+            self._on_used(self._answering.tokens_used)
         self._on_used = None
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._inference.consumer_gone()
+        self._answering.consumer_gone()
 
     async def _keep_alive(self, send: Send) -> None:
         seconds = self._coordinator.keep_alive_seconds
@@ -100,14 +121,14 @@ class AnswerResponse(Response):
             await asyncio.sleep(max(0.05, seconds - quiet))
 
     async def _stream(self, send: Send) -> None:
-        async with aclosing(self._inference.events()) as events:
+        async with aclosing(self._answering.events()) as events:
             async for event in events:
                 match event:
                     case Started():
                         await self._start_stream(send, event)
                         await self._relay(send, self._renderer.start(event))
-                    case Delta() if rendered := self._renderer.delta(event.chunk.choices):
-                        await self._relay(send, rendered)
+                    case Delta():
+                        await self._relay(send, self._renderer.delta(event.chunk.choices))
                     case Finished():
                         rendered = self._renderer.finish(event)
                         await self._keep(rendered)
@@ -124,7 +145,7 @@ class AnswerResponse(Response):
         try:
             await self._recording.keep()
         except DarkbloomError as error:
-            log.warning("the answer to request %s is not kept: %s", self._inference.request_id, error.type)
+            log.warning("the answer to request %s is not kept: %s", self._request_id, error.type)
         self._end()
 
     async def _start_stream(self, send: Send, started: Started) -> None:
@@ -142,7 +163,7 @@ class AnswerResponse(Response):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: Started | None = None
         whole = Whole(choices=())
-        async with aclosing(self._inference.events()) as events:
+        async with aclosing(self._answering.events()) as events:
             async for event in events:
                 match event:
                     case Started():
@@ -173,7 +194,7 @@ class AnswerResponse(Response):
         except (OSError, TimeoutError):
             # What could not be written leaves a gap, so nothing may follow it.
             self._unreachable = True
-            self._inference.consumer_gone()
+            self._answering.consumer_gone()
 
 
 def trust_headers(started: Started) -> dict[str, str]:

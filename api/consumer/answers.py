@@ -50,12 +50,40 @@ class ProviderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         return spoken + sum(call.content_bytes for call in self.tool_calls or ())
 
 
+class LikelyToken(msgspec.Struct, frozen=True):
+    """A token and the natural logarithm of its probability. ``bytes`` are its own, which may be part of a character."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class ChosenToken(LikelyToken, frozen=True):
+    """A token of the answer, with the likeliest at its place."""
+
+    top_logprobs: tuple[LikelyToken, ...] = ()
+
+
+class ProviderLogprobs(msgspec.Struct, frozen=True):
+    content: tuple[ChosenToken, ...] | None = None
+
+
+def tokens_of(logprobs: ProviderLogprobs | None) -> tuple[ChosenToken, ...]:
+    return () if logprobs is None else logprobs.content or ()
+
+
 class ProviderDelta(msgspec.Struct, frozen=True):
     index: int = 0
     delta: ProviderMessage = ProviderMessage()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     """The stop sequence that ended the text, from an engine that says so."""
+
+    logprobs: ProviderLogprobs | None = None
+
+    @property
+    def tokens(self) -> tuple[ChosenToken, ...]:
+        return tokens_of(self.logprobs)
 
 
 class ProviderChunk(msgspec.Struct, frozen=True):
@@ -67,8 +95,8 @@ class ProviderChunk(msgspec.Struct, frozen=True):
 
     @property
     def has_content(self) -> bool:
-        """Whether this commits the answer: text, reasoning, a tool call or a finish, but not a bare role."""
-        return any(choice.finish_reason or choice.delta.content_bytes for choice in self.choices)
+        """Whether this commits the answer: text, reasoning, a tool call, a token or a finish, but not a bare role."""
+        return any(choice.finish_reason or choice.delta.content_bytes or choice.tokens for choice in self.choices)
 
 
 class WholeChoice(msgspec.Struct, frozen=True):
@@ -76,6 +104,11 @@ class WholeChoice(msgspec.Struct, frozen=True):
     index: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    logprobs: ProviderLogprobs | None = None
+
+    @property
+    def tokens(self) -> tuple[ChosenToken, ...]:
+        return tokens_of(self.logprobs)
 
 
 class Whole(msgspec.Struct, frozen=True):
@@ -87,9 +120,8 @@ class Whole(msgspec.Struct, frozen=True):
     def content_bytes(self) -> int:
         return sum(choice.message.content_bytes for choice in self.choices)
 
-    @property
-    def has_content(self) -> bool:
-        return True
+    def in_order(self) -> list[WholeChoice]:
+        return sorted(self.choices, key=lambda choice: choice.index)
 
 
 _chunk = msgspec.json.Decoder(ProviderChunk)

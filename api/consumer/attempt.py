@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from api.consumer.answers import ProviderChunk, Whole, read_chunk, read_whole
-from api.consumer.thoughts import Thoughts
+from api.consumer.expected import Delivered, Expected
 from api.inbox import Inbox, JobEvent, MachineLost, Overflowed, SendFailed
 from api.ports import Channel, Sealing
 from domain.dispatch import Assigned
@@ -88,8 +88,8 @@ UNREAD = "unread"
 
 
 class Attempt:
-    """``delivered_bytes`` counts the text that was passed on; ``started`` whether any of it was; ``heard`` whether the
-    machine said a word. ``began_at``, and ``due_at`` when its next word is overdue, are times of the event loop."""
+    """``delivered`` is what was passed on; ``started`` says whether any of it was, ``heard`` whether the machine said a
+    word. ``began_at``, and ``due_at`` when its next word is overdue, are times of the event loop."""
 
     def __init__(
         self,
@@ -97,26 +97,24 @@ class Attempt:
         link: MachineLink,
         *,
         sealing: Sealing,
-        stream: bool,
+        expected: Expected,
         patience: Patience,
         timing_us: dict[str, int],
     ) -> None:
         """``timing_us`` is this attempt's own. Raises ValueError when the machine's key is unusable."""
         self.assigned = assigned
-        self.delivered_bytes = 0
+        self.delivered = Delivered(expected)
         self.started = False
         self.heard = False
         self.timing_us = timing_us
         self._link = link
         self._channel: Channel = sealing.channel(assigned.machine.provider_key)
-        self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if stream else read_whole
+        self._read_text: Callable[[bytes], ProviderChunk | Whole] = read_chunk if expected.stream else read_whole
         self._allowed = patience
         self._patience = patience.first_signal
         self._sent_at = 0.0
         self.began_at = asyncio.get_running_loop().time()
         self._sending: asyncio.Task[None] | None = None
-        self._tool_call = 0
-        self._thoughts = Thoughts()
         self._heard_now()
 
     @property
@@ -151,7 +149,7 @@ class Attempt:
             case InferenceComplete():
                 if not self.started:  # even an empty answer has a finish; without one nothing was delivered
                     raise AttemptFailed("no_answer", 502)
-                return [Delta(self._thoughts.rest()), event]
+                return [event]
             case InferenceError():
                 raise _machine_error(event)
             case MachineLost():
@@ -195,28 +193,17 @@ class Attempt:
             return []
         try:
             answer = self._read_text(text)
+            self.delivered.add(answer)
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
         self._patience = self._allowed.chunk_gap
-        if isinstance(answer, ProviderChunk) and not self.started and not answer.has_content:
-            return []  # a bare role, which every dialect says by itself
-        if isinstance(answer, Whole) and self.started:
-            raise await self._violation("a whole answer came twice", "bad_answer")
-        if isinstance(answer, ProviderChunk) and not self._calls_in_order(answer):
-            raise await self._violation("a tool call went on after the next one had begun", "bad_answer")
-        self.delivered_bytes += answer.content_bytes  # with the tags of thoughts: they were generated too
         if isinstance(answer, ProviderChunk):
-            return [*self._start(), Delta(self._thoughts.in_chunk(answer))]
-        return [*self._start(), self._thoughts.in_whole(answer)]
-
-    def _calls_in_order(self, chunk: ProviderChunk) -> bool:
-        """Dialects that frame each tool call cannot go back to one that is closed."""
-        for choice in chunk.choices:
-            for call in choice.delta.tool_calls or ():
-                if (call.index or 0) < self._tool_call:
-                    return False
-                self._tool_call = call.index or 0
-        return True
+            if not self.started and not answer.has_content:
+                return []  # a bare role, which every dialect says by itself
+            return [*self._start(), Delta(answer)]
+        if self.started:
+            raise await self._violation("a whole answer came twice", "bad_answer")
+        return [*self._start(), answer]
 
     def _start(self) -> list[Started | Delta | Whole]:
         if self.started:

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.answers import ProviderDelta, ProviderMessage, ProviderToolCall, Whole
+from api.consumer.answers import ChosenToken, ProviderDelta, ProviderMessage, ProviderToolCall, Whole
 from api.consumer.attempt import Started
 from api.consumer.chat_request import parse_chat
+from api.consumer.expected import Expected
 from api.consumer.inference import Finished
 from api.consumer.rendering import COMMENT, Call, cost_of, proofs_of
 from api.errors import envelope
@@ -24,21 +25,25 @@ _encode = msgspec.json.Encoder().encode
 def read_chat(body: dict[str, Any]) -> Call:
     """Raises InvalidRequest as ``parse_chat`` does."""
     chat = parse_chat(body)
-    return Call(chat, ChatAnswer(model=chat.model, created=int(time.time()), include_usage=chat.include_usage))
+    answer = ChatAnswer(
+        model=chat.model, created=int(time.time()), include_usage=chat.include_usage, expected=chat.expected
+    )
+    return Call((chat,), answer)
 
 
 class ChatAnswer:
-    """Renders one answer. Every event of a stream carries the same id, time and model; exactly one role chunk comes
-    first, and the finish chunks are kept back until the money moved."""
+    """Renders one answer. Every event of a stream carries the same id, time and model; exactly one role chunk a choice
+    comes first, and the finish chunks are kept back until the money moved."""
 
     keep_alive = COMMENT
 
-    def __init__(self, *, model: str, created: int, include_usage: bool) -> None:
+    def __init__(self, *, model: str, created: int, include_usage: bool, expected: Expected) -> None:
         self._model = model
         self._created = created
         self._include_usage = include_usage
+        self._with_logprobs = expected.logprobs
         self._head = b""
-        self._finishes: dict[int, str] = {}
+        self._finishes: dict[int, str] = dict.fromkeys(range(expected.choices), "")
 
     def start(self, started: Started) -> bytes:
         head = {
@@ -48,25 +53,24 @@ class ChatAnswer:
             "model": self._model,
         }
         self._head = b"data: " + _encode(head)[:-1]
-        return self._event([_choice(0, {"role": "assistant", "content": ""})])
+        return b"".join(self._event([_choice(index, {"role": "assistant", "content": ""})]) for index in self._finishes)
 
     def delta(self, choices: tuple[ProviderDelta, ...]) -> bytes:
         """The events of one machine chunk; empty when it only holds what goes out later or never."""
         parts = []
         for choice in choices:
-            if choice.finish_reason:
-                self._finishes.setdefault(choice.index, choice.finish_reason)
-            said = _said(choice.delta)
-            if said:
-                parts.append(self._event([_choice(choice.index, said)]))
+            self._finishes[choice.index] = self._finishes[choice.index] or choice.finish_reason or ""
+            said, logprobs = _said(choice.delta), self._logprobs(choice.tokens)
+            if said or logprobs:
+                parts.append(self._event([_choice(choice.index, said, logprobs=logprobs)]))
         return b"".join(parts)
 
     def finish(self, finished: Finished) -> bytes:
         """The finish chunks with the machine's proofs, the usage chunk if it was asked for, and the end of the
         stream."""
         proofs = proofs_of(finished)
-        finishes = self._finishes or {0: "stop"}
-        parts = [self._event([_choice(index, {}, reason)], **proofs) for index, reason in sorted(finishes.items())]
+        finishes = self._finishes.items()
+        parts = [self._event([_choice(index, {}, reason or "stop")], **proofs) for index, reason in finishes]
         if self._include_usage:
             parts.append(self._event([], usage=usage_of(finished), **proofs))
         return b"".join(parts) + DONE
@@ -85,15 +89,18 @@ class ChatAnswer:
                 {
                     "index": choice.index,
                     "message": _message(choice.message),
-                    "logprobs": None,
+                    "logprobs": self._logprobs(choice.tokens),
                     "finish_reason": choice.finish_reason or "stop",
                 }
-                for choice in whole.choices
+                for choice in whole.in_order()
             ],
             "usage": usage_of(finished),
             **proofs_of(finished),
         }
         return _encode(body)
+
+    def _logprobs(self, tokens: tuple[ChosenToken, ...]) -> dict[str, Any] | None:
+        return {"content": tokens, "refusal": None} if self._with_logprobs and tokens else None
 
     def _event(self, choices: list[dict[str, Any]], **more: object) -> bytes:
         tail = b"," + _encode(more)[1:-1] if more else b""
@@ -106,14 +113,20 @@ def usage_of(finished: Finished) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         **cost_of(finished),
     }
 
 
-def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    index: int,
+    delta: dict[str, Any],
+    finish_reason: str | None = None,
+    *,
+    logprobs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _said(delta: ProviderMessage) -> dict[str, Any]:

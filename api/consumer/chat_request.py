@@ -5,25 +5,52 @@ A member that this version cannot honour is refused by name: silence would hide 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from api.consumer.expected import Expected
+from api.consumer.json_schema import NoSchema, require_schema
+from api.consumer.members import (
+    Check,
+    boolean,
+    check_members,
+    number,
+    one_of,
+    only,
+    positive,
+    stop_texts,
+    token_limit,
+    whole,
+)
+from api.consumer.tools_request import NAME, check_calls, check_tool_choice, check_tools, tool_names
 from domain.errors import InvalidRequest
 
 DEFAULT_OUTPUT_TOKENS = 8_192
 ROUTING_OUTPUT_TOKENS = 256
 """What routing assumes of a request that names no limit."""
 
+CHOICES_MAX = 4
+TOP_LOGPROBS_MAX = 20
 STOP_SEQUENCES_MAX = 4
-STOP_CHARACTERS_MAX = 1_024
+BIASES_MAX = 1_024
+MACHINES_MAX = 64
+SERIAL_CHARACTERS_MAX = 128
+TEMPLATE_ARGUMENTS_MAX = 16
+TEMPLATE_TEXT_CHARACTERS_MAX = 256
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_PROMPT_MEMBERS = ("messages", "system", "instructions", "input", "prompt", "tools")
+_PROMPT_MEMBERS = ("messages", "system", "instructions", "input", "prompt", "response_format", "chat_template_kwargs")
+_WHOLE = ("n", "seed", "top_k", "top_logprobs")
 _NOT_FORWARDED = frozenset(
     {
         *_OUTPUT_LIMITS,
+        "best_of",
+        "cache_salt",
         "user",
         "metadata",
         "store",
@@ -39,21 +66,45 @@ _NOT_FORWARDED = frozenset(
         "endpoint",
     }
 )
+TEMPLATE_ARGUMENT = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_TEMPLATES_OWN = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""What a machine itself says to its chat template."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A valid request. ``output_limit`` is None when the client set none; ``prompt_bytes`` counts every member that
-    reaches the prompt, ``message_count`` its messages; ``stop_bytes`` is the longest stop sequence."""
+    """A valid request. ``output_limit`` is for each choice and None when the client set none; ``prompt_bytes`` counts
+    every member that reaches the prompt but for the tools, ``message_count`` its messages. ``allowed`` are the machines
+    that it may go to, empty for any."""
 
     body: dict[str, Any]
     model: str
-    stream: bool
+    expected: Expected
     include_usage: bool
     output_limit: int | None
     prompt_bytes: int
+    tools_bytes: int
     prompt_estimate: int
     message_count: int
-    stop_bytes: int
+    allowed: tuple[str, ...]
 
 
 def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> ChatRequest:
@@ -64,25 +115,51 @@ def parse_chat(body: dict[str, Any], *, stops_max: int = STOP_SEQUENCES_MAX) -> 
     """
     model = model_in(body)
     _check_messages(body.get("messages"))
-    for name, check in _CHECKS.items():
-        if body.get(name) is not None:
-            check(name, body[name])
+    check_members(body, _CHECKS)
+    check_tool_choice(body.get("tool_choice"), body.get("tools"))
+    _refuse_a_format_beside_tools(body)
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     stop = body.get("stop")
     stops = stop_texts("stop", [stop] if isinstance(stop, str) else stop, stops_max)
-    _refuse_a_choice_of_machine(body)
     options = body.get("stream_options") or {}
     prompt_bytes = sum(_size_of(body[name]) for name in _PROMPT_MEMBERS if body.get(name) is not None)
+    tools_bytes = _size_of(body["tools"]) if body.get("tools") else 0
     return ChatRequest(
         body=body,
         model=model,
-        stream=bool(body.get("stream")),
+        expected=Expected(
+            stream=bool(body.get("stream")),
+            choices=int(body.get("n") or 1),
+            stop_bytes=max((len(text.encode()) for text in stops), default=0),
+            tools=tool_names(body.get("tools")),
+            logprobs=bool(body.get("logprobs")),
+        ),
         include_usage=bool(options.get("include_usage")),
         output_limit=next((int(body[name]) for name in _OUTPUT_LIMITS if body.get(name)), None),
         prompt_bytes=prompt_bytes,
-        prompt_estimate=max(1, prompt_bytes // 4),
+        tools_bytes=tools_bytes,
+        prompt_estimate=max(1, (prompt_bytes + tools_bytes) // 4),
         message_count=len(body["messages"]),
-        stop_bytes=max((len(text.encode()) for text in stops), default=0),
+        allowed=provider_serials(body),
     )
+
+
+def parse_lowered(
+    body: dict[str, Any], instead: Mapping[str, str], *, stops_max: int = STOP_SEQUENCES_MAX
+) -> ChatRequest:
+    """Check what another dialect was lowered to. ``instead`` maps members of a chat to those that they came from.
+
+    Raises:
+        InvalidRequest: as ``parse_chat`` does, in the words of the dialect.
+    """
+    try:
+        return parse_chat(body, stops_max=stops_max)
+    except InvalidRequest as error:
+        if error.param is None or error.param not in instead:
+            raise
+        name = instead[error.param]
+        raise InvalidRequest(error.message.replace(error.param, name), param=name) from None
 
 
 def model_in(body: dict[str, Any]) -> str:
@@ -93,20 +170,14 @@ def model_in(body: dict[str, Any]) -> str:
     return model
 
 
-def refuse(body: dict[str, Any], members: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
-    """Refuse members by name. Each has the values that ask for nothing, and a sentence's beginning that says what is
-    not supported."""
-    for name, (neutral, what) in members.items():
-        if body.get(name) is not None:
-            _only(neutral, what)(name, body[name])
+def body_for_machine(request: ChatRequest, output_limit: int, cache_salt: str) -> bytes:
+    """The JSON that is sealed to the machine: exactly one output limit, and nothing that names the caller.
 
-
-def body_for_machine(request: ChatRequest, output_limit: int) -> bytes:
-    """The JSON that is sealed to the machine: exactly one output limit, and nothing that names the caller."""
+    ``cache_salt`` tells a machine which requests may share what it cached of their prompts.
+    """
     forwarded = {name: value for name, value in request.body.items() if name not in _NOT_FORWARDED}
-    forwarded["max_tokens"] = output_limit
-    if forwarded.get("seed") is not None:
-        forwarded["seed"] = int(forwarded["seed"])
+    forwarded |= {name: int(forwarded[name]) for name in _WHOLE if forwarded.get(name) is not None}
+    forwarded |= {"max_tokens": output_limit, "cache_salt": cache_salt}
     if isinstance(forwarded.get("stop"), str):
         forwarded["stop"] = [forwarded["stop"]]
     return msgspec.json.encode(forwarded)
@@ -125,13 +196,11 @@ def _check_messages(messages: Any) -> None:
                 f"messages[{index}] must be an object whose role is one of {', '.join(_ROLES)}.",
                 param="messages",
             )
+        check_calls(f"messages[{index}]", message)
         _check_content(index, message)
 
 
 def _check_content(index: int, message: dict[str, Any]) -> None:
-    for name in ("tool_calls", "function_call"):
-        if message.get(name):
-            raise InvalidRequest(f"messages[{index}].{name}: tools are not supported here.", param="messages")
     content = message.get("content")
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
@@ -145,58 +214,15 @@ def _check_content(index: int, message: dict[str, Any]) -> None:
             )
 
 
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"'{name}' must be true or false.", param=name)
-
-
-def _is_whole(value: Any) -> bool:
-    """In JSON, 16.0 is a whole number too."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
-
-
-def _token_limit(name: str, value: Any) -> None:
-    if not _is_whole(value) or not 0 <= value < 2**31:
-        raise InvalidRequest(f"'{name}' must be a whole number of tokens.", param=name)
-
-
-def _number(low: float, high: float) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise InvalidRequest(f"'{name}' must be a number from {low:g} to {high:g}.", param=name)
-
-    return check
-
-
-def _top_p(name: str, value: Any) -> None:
-    _number(0, 1)(name, value)
-    if value == 0:
-        raise InvalidRequest("'top_p' must be above 0.", param=name)
-
-
-def _seed(name: str, value: Any) -> None:
-    if not _is_whole(value) or not -(2**63) <= value < 2**63:
-        raise InvalidRequest("'seed' must be a whole number of 64 bits.", param=name)
-
-
-def stop_texts(name: str, value: Any, texts_max: int) -> list[str]:
-    """The stop sequences in a list of them. Raises InvalidRequest."""
-    texts = [] if value is None else value
-    if (
-        not isinstance(texts, list)
-        or len(texts) > texts_max
-        or not all(isinstance(text, str) and 1 <= len(text) <= STOP_CHARACTERS_MAX for text in texts)
-    ):
+def _refuse_a_format_beside_tools(body: dict[str, Any]) -> None:
+    """No machine can hold one answer to a schema and leave it free to call a tool instead."""
+    kind = (body.get("response_format") or {}).get("type", "text")
+    if kind != "text" and body.get("tools") and body.get("tool_choice") != "none":
         raise InvalidRequest(
-            f"'{name}' must be up to {texts_max} texts of 1 to {STOP_CHARACTERS_MAX} characters.", param=name
+            "'response_format' is not supported together with tools; leave one of them out, or set 'tool_choice' to "
+            "none.",
+            param="response_format",
         )
-    return texts
-
-
-def _refuse_a_choice_of_machine(body: dict[str, Any]) -> None:
-    if provider_serials(body):
-        name = "provider_serial" if body.get("provider_serial") is not None else "provider_serials"
-        raise InvalidRequest(f"Choosing a machine is not supported here; leave '{name}' out.", param=name)
 
 
 def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
@@ -212,10 +238,14 @@ def provider_serials(body: dict[str, Any]) -> tuple[str, ...]:
             continue
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InvalidRequest(f"'{name}' must be a serial number or a list of them.", param=name)
+            raise InvalidRequest(f"'{name}' must be a serial number or a machine's id, or a list of them.", param=name)
         serials = [text.strip() for text in texts if text.strip()]
         if not serials:
             raise InvalidRequest(f"'{name}' names no machine.", param=name)
+        if len(serials) > MACHINES_MAX or any(len(serial) > SERIAL_CHARACTERS_MAX for serial in serials):
+            raise InvalidRequest(
+                f"'{name}' may name {MACHINES_MAX} machines, with {SERIAL_CHARACTERS_MAX} characters each.", param=name
+            )
         found |= dict.fromkeys(serials)
     return tuple(found)
 
@@ -224,47 +254,81 @@ def _stream_options(name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise InvalidRequest("'stream_options' must be an object.", param=name)
     if value.get("include_usage") is not None:
-        _boolean("stream_options", value["include_usage"])
+        boolean("stream_options", value["include_usage"])
 
 
-def _only(neutral: tuple[Any, ...], what: str) -> Callable[[str, Any], None]:
-    """Lets through what asks for nothing."""
+def _response_format(name: str, value: Any) -> None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise InvalidRequest("'response_format.type' must be text, json_object or json_schema.", param=name)
+    if kind != "json_schema":
+        return
+    given = value.get("json_schema")
+    schema_name = given.get("name") if isinstance(given, dict) else None
+    if not isinstance(schema_name, str) or not NAME.fullmatch(schema_name):
+        raise InvalidRequest(
+            "'response_format.json_schema' needs a name of 1 to 64 letters, digits, '_' and '-'.", param=name
+        )
+    if given.get("strict") is not None:
+        boolean(name, given["strict"])
+    try:
+        require_schema(given.get("schema"))
+    except NoSchema as fault:
+        raise InvalidRequest(f"'response_format' holds no JSON schema: {fault}.", param=name) from None
 
-    def check(name: str, value: Any) -> None:
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
-            raise InvalidRequest(f"{what} not supported here; leave '{name}' out.", param=name)
 
-    return check
+def _logit_bias(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or len(value) > BIASES_MAX or not all(_is_bias(*one) for one in value.items()):
+        raise InvalidRequest(
+            f"'{name}' must map at most {BIASES_MAX} ids of tokens to numbers from -100 to 100.", param=name
+        )
 
 
-_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "stream": _boolean,
+def _is_bias(token: str, bias: Any) -> bool:
+    is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+    return token.isascii() and token.isdecimal() and len(token) <= 9 and is_number and -100 <= bias <= 100
+
+
+def _template_arguments(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or len(value) > TEMPLATE_ARGUMENTS_MAX:
+        raise InvalidRequest(f"'{name}' must be an object of at most {TEMPLATE_ARGUMENTS_MAX} members.", param=name)
+    for argument, given in value.items():
+        is_long = isinstance(given, str) and len(given) > TEMPLATE_TEXT_CHARACTERS_MAX
+        if is_long or not (given is None or isinstance(given, bool | int | float | str)):
+            raise InvalidRequest(f"'{name}' may only hold booleans, numbers and short texts.", param=name)
+        if not TEMPLATE_ARGUMENT.fullmatch(argument) or argument in _TEMPLATES_OWN:
+            raise InvalidRequest(f"'{name}' has a member that is not for clients to set.", param=name)
+
+
+_CHECKS: Mapping[str, Check] = {
+    "stream": boolean,
     "stream_options": _stream_options,
-    **dict.fromkeys(_OUTPUT_LIMITS, _token_limit),
-    "temperature": _number(0, 2),
-    "top_p": _top_p,
-    "seed": _seed,
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "n": _only((1,), "More than one choice is"),
-    "best_of": _only((1,), "More than one choice is"),
-    "response_format": _only(({"type": "text"},), "A response format other than plain text is"),
-    "logprobs": _only((False,), "Log probabilities are"),
-    "top_logprobs": _only((0,), "Log probabilities are"),
-    "logit_bias": _only(({},), "Token biases are"),
-    "tools": _only(([],), "Tools are"),
-    "tool_choice": _only(("none", "auto"), "Tools are"),
-    "functions": _only(([],), "Functions are"),
-    "function_call": _only(("none",), "Functions are"),
-    "modalities": _only((["text"],), "Output other than text is"),
-    "audio": _only((), "Audio output is"),
-    "prediction": _only((), "Predicted output is"),
-    "web_search_options": _only((), "Web search is"),
-    "verbosity": _only(("medium",), "Choosing a verbosity is"),
-    "moderation": _only((), "Moderation is"),
-    "reasoning_effort": _only(("none",), "Reasoning effort is"),
-    "top_k": _only((0, -1), "Top-k sampling is"),
-    "min_p": _only((0,), "Min-p sampling is"),
-    "repetition_penalty": _only((1,), "A repetition penalty is"),
-    "min_trust": _only((), "Choosing a trust level is"),
+    **dict.fromkeys(_OUTPUT_LIMITS, token_limit),
+    "temperature": number(0, 2),
+    "top_p": positive(1),
+    "top_k": whole(-1, 2**31 - 1),
+    "min_p": number(0, 1),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "frequency_penalty": number(-2, 2),
+    "presence_penalty": number(-2, 2),
+    "logit_bias": _logit_bias,
+    "n": whole(1, CHOICES_MAX),
+    "best_of": only((1,), "Choosing among more answers than are given is"),
+    "response_format": _response_format,
+    "logprobs": boolean,
+    "top_logprobs": whole(0, TOP_LOGPROBS_MAX),
+    "tools": check_tools,
+    "parallel_tool_calls": boolean,
+    "functions": only(([],), "Functions are"),
+    "function_call": only(("none",), "Functions are"),
+    "reasoning_effort": one_of(*EFFORTS),
+    "chat_template_kwargs": _template_arguments,
+    "modalities": only((["text"],), "Output other than text is"),
+    "audio": only((), "Audio output is"),
+    "prediction": only((), "Predicted output is"),
+    "web_search_options": only((), "Web search is"),
+    "verbosity": only(("medium",), "Choosing a verbosity is"),
+    "moderation": only((), "Moderation is"),
+    "repetition_penalty": positive(2),
+    "min_trust": only((), "Choosing a trust level is"),
 }

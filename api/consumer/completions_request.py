@@ -1,4 +1,4 @@
-"""OpenAI's legacy completions, lowered to a chat completion (consumer API, section 8.1)."""
+"""OpenAI's legacy completions, lowered to chat completions (consumer API, section 8.1)."""
 
 from __future__ import annotations
 
@@ -7,49 +7,58 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.chat_request import ChatRequest, model_in, parse_chat, refuse
+from api.consumer.chat_request import ChatRequest, model_in, parse_chat
+from api.consumer.members import Check, boolean, check_members, only, whole
 from domain.errors import InvalidRequest
 
 Json = dict[str, Any]
 
-_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "suffix": (("",), "A suffix is"),
-    "logprobs": ((), "Log probabilities are"),
+PROMPTS_MAX = 16
+LOGPROBS_MAX = 5
+
+_CHECKS: Mapping[str, Check] = {
+    "echo": boolean,
+    "logprobs": whole(0, LOGPROBS_MAX),
+    "suffix": only(("",), "A suffix is"),
+    "top_logprobs": only((), "Top log probabilities beside 'logprobs' are"),
 }
-_LOWERED = frozenset({"prompt", "echo", *_REFUSED})
+_LOWERED = frozenset({"prompt", *_CHECKS})
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
-    """``echo`` is the text that stands in front of the answer: the prompt, or nothing."""
+    """``chats`` has one request for each prompt; ``echoes`` are the texts that stand in front of the answers to them:
+    the prompts, or nothing."""
 
-    chat: ChatRequest
-    echo: str
+    chats: tuple[ChatRequest, ...]
+    echoes: tuple[str, ...]
 
 
 def parse_completion(body: Json) -> CompletionRequest:
-    """Check a legacy completion body: the prompt becomes the one message of a user.
+    """Check a legacy completion body: each prompt becomes the one message of a user.
 
     Raises:
         InvalidRequest: with ``param`` naming the member at fault.
     """
     model_in(body)
-    prompt = _prompt(body.get("prompt"))
-    refuse(body, _REFUSED)
-    echo = body.get("echo")
-    if echo is not None and not isinstance(echo, bool):
-        raise InvalidRequest("'echo' must be true or false.", param="echo")
+    prompts = _prompts(body.get("prompt"))
+    check_members(body, _CHECKS)
+    logprobs = body.get("logprobs")
+    if body.get("echo") and logprobs is not None:
+        raise InvalidRequest("Log probabilities of the prompt are not supported here; leave 'echo' out.", param="echo")
     lowered = {name: value for name, value in body.items() if name not in _LOWERED}
-    lowered["messages"] = [{"role": "user", "content": prompt}]
-    return CompletionRequest(parse_chat(lowered), prompt if echo else "")
+    if logprobs is not None:
+        lowered |= {"logprobs": True, "top_logprobs": logprobs}
+    return CompletionRequest(
+        chats=tuple(parse_chat(lowered | {"messages": [{"role": "user", "content": prompt}]}) for prompt in prompts),
+        echoes=prompts if body.get("echo") else ("",) * len(prompts),
+    )
 
 
-def _prompt(prompt: Any) -> str:
+def _prompts(prompt: Any) -> tuple[str, ...]:
     if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, list) or not prompt:
-        raise InvalidRequest("'prompt' must be a text.", param="prompt")
+        return (prompt,)
+    if not isinstance(prompt, list) or not 1 <= len(prompt) <= PROMPTS_MAX:
+        raise InvalidRequest(f"'prompt' must be a text or a list of at most {PROMPTS_MAX} texts.", param="prompt")
     if not all(isinstance(text, str) for text in prompt):
         raise InvalidRequest("'prompt' must be text; tokens are not supported here.", param="prompt")
-    if len(prompt) > 1:
-        raise InvalidRequest("More than one prompt is not supported here; send one request each.", param="prompt")
-    return str(prompt[0])
+    return tuple(prompt)

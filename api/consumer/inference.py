@@ -18,7 +18,7 @@ from itertools import count
 from typing import NamedTuple
 from uuid import UUID
 
-from api.consumer.admission import Bounds, completion_bound
+from api.consumer.admission import Bounds
 from api.consumer.answers import Whole
 from api.consumer.attempt import (
     RETRIED_CLIENT_ERRORS,
@@ -31,6 +31,7 @@ from api.consumer.attempt import (
     Started,
 )
 from api.consumer.ending import Ending
+from api.consumer.expected import Expected
 from api.consumer.search import Search, not_queued, refusal_of
 from api.inbox import Aborted, ConsumerGone, Inbox, Item, JobEvent, KeyRevoked, MachineLost, NotQueued
 from api.ports import Fleet, Jobs, Sealing
@@ -40,6 +41,7 @@ from domain.errors import (
     AuthenticationFailed,
     DarkbloomError,
     InvalidRequest,
+    MachineBusy,
     ModelNotAvailable,
     ProviderFailed,
     ServiceUnavailable,
@@ -129,27 +131,28 @@ class Inference:
         model: str,
         size_gb: float,
         bounds: Bounds,
-        stop_bytes: int,
-        stream: bool,
+        expected: Expected,
         body: bytes,
         inbox: Inbox,
         tools: Tools,
         timing_us: dict[str, int],
         constraints: Constraints = ANY_MACHINE,
+        settle_together: asyncio.Barrier | None = None,
     ) -> None:
+        """With ``settle_together`` nothing is settled before all of its parties are answered."""
         self.request_id = request_id
         self.tokens_used = 0
         self._account_id = account_id
         self._model = model
         self._size_gb = size_gb
         self._bounds = bounds
-        self._stop_bytes = stop_bytes
-        self._stream = stream
+        self._expected = expected
         self._body = body
         self._inbox = inbox
         self._tools = tools
         self._timing_us = timing_us
         self._constraints = constraints
+        self._settle_together = settle_together
         self._started_at = _now()
         self._ending = Ending(
             request_id,
@@ -173,6 +176,10 @@ class Inference:
         """A failure that follows from the request, so that no other machine is tried."""
         self._beside: set[asyncio.Task[None]] = set()
 
+    @property
+    def request_ids(self) -> tuple[UUID, ...]:
+        return (self.request_id,)
+
     def consumer_gone(self) -> None:
         self._inbox.interrupt(ConsumerGone())
 
@@ -192,9 +199,9 @@ class Inference:
             reason = "cancelled"
             await self._settle_what_was_delivered()
             raise
-        except ModelNotAvailable:
+        except ModelNotAvailable as unavailable:
             reason = "rejected"
-            raise
+            raise (MachineBusy() if self._constraints.only_account else unavailable) from None
         except _Stopped as stopped:
             reason = stopped.reason
             if reason == "cancelled":
@@ -257,7 +264,7 @@ class Inference:
         if not alone or self._hedged is not None or self._final is not None or self._attempts >= ATTEMPTS_MAX:
             return None
         (attempt,) = self._running.values()
-        late_after = self._tools.hedging.late_after_seconds((self._model, self._stream))
+        late_after = self._tools.hedging.late_after_seconds((self._model, self._expected.stream))
         return None if late_after is None else attempt.began_at + late_after
 
     async def _time_is_up(self) -> None:
@@ -373,7 +380,7 @@ class Inference:
                 assigned,
                 link,
                 sealing=self._tools.sealing,
-                stream=self._stream,
+                expected=self._expected,
                 patience=Patience(timeouts.first_signal, timeouts.first_content, timeouts.chunk_gap),
                 timing_us=timing_us,
             )
@@ -399,7 +406,7 @@ class Inference:
     def _commit(self, winner: Attempt) -> None:
         """The first content is here: this machine is the one, and nobody else's answer counts any more."""
         self._answering, self._search = winner, None
-        hedging, kind = self._tools.hedging, (self._model, self._stream)
+        hedging, kind = self._tools.hedging, (self._model, self._expected.stream)
         hedging.note_first_content(kind, winner.seconds_at_work)
         for loser in [attempt for attempt in self._running.values() if attempt is not winner]:
             hedging.note_first_content(kind, loser.seconds_at_work)  # at least so long
@@ -476,6 +483,8 @@ class Inference:
     async def _complete(self, attempt: Attempt, complete: InferenceComplete) -> Finished:
         self._observe(attempt.assigned, "job_done", attempt.timing_us.get("provider_us", 0) / 1000)
         self._drop(attempt, at_work=False)  # its slot is free now, whatever its settlement waits for
+        if self._settle_together is not None:
+            await self._settle_together.wait()
         return await self._settle(attempt, complete)
 
     async def _settle_what_was_delivered(self) -> None:
@@ -487,7 +496,7 @@ class Inference:
         self._inbox.mute()
         last_word = await self._last_word_of(attempt)
         self._drop(attempt, at_work=False)
-        if last_word is not None and attempt.delivered_bytes:
+        if last_word is not None and attempt.delivered.content_bytes:
             await self._settle(attempt, last_word)
         else:
             await self._release("no_terminal")
@@ -510,13 +519,13 @@ class Inference:
             job_id=attempt.assigned.job_id,
             claimed_prompt_tokens=complete.usage.prompt_tokens,
             claimed_completion_tokens=complete.usage.completion_tokens,
-            completion_bound=completion_bound(attempt.delivered_bytes, self._stop_bytes),
+            completion_bound=attempt.delivered.completion_bound(),
             failures=tuple(self._failures),
         )
         settled = await self._ending.end(job)
         usage, cost = complete.usage, None
         if isinstance(settled, RequestSettled):
-            usage, cost = Usage(settled.prompt_tokens, settled.completion_tokens), settled.cost
+            usage, cost = complete.usage.within(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
         self.tokens_used = usage.prompt_tokens + usage.completion_tokens

@@ -43,7 +43,7 @@ def read_messages(body: dict[str, Any]) -> Call:
         with_thinking=request.with_thinking,
         stop_sequences=request.stop_sequences,
     )
-    return Call(request.chat, answer)
+    return Call((request.chat,), answer)
 
 
 class MessagesAnswer:
@@ -137,8 +137,9 @@ def _event(name: str, /, **members: Any) -> bytes:
 def _usage(finished: Finished) -> dict[str, Any]:
     usage = finished.usage
     return {
-        "input_tokens": usage.prompt_tokens,
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        **({"cache_read_input_tokens": usage.cached_tokens} if usage.cached_tokens else {}),
         **cost_of(finished),
     }
 

@@ -7,32 +7,44 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.chat_request import (
-    DEFAULT_OUTPUT_TOKENS,
-    ChatRequest,
-    model_in,
-    parse_chat,
-    refuse,
-    stop_texts,
-)
+from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ChatRequest, model_in, parse_lowered
+from api.consumer.json_schema import NoSchema, require_schema
+from api.consumer.members import Check, check_members, only, stop_texts
 from domain.errors import InvalidRequest
 
 STOP_SEQUENCES_MAX = 16
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 Json = dict[str, Any]
 
-_LOWERED = frozenset({"messages", "system", "stop_sequences", "tools", "tool_choice", "thinking"})
+_LOWERED = frozenset(
+    {
+        "messages",
+        "system",
+        "stop_sequences",
+        "tools",
+        "tool_choice",
+        "thinking",
+        "output_config",
+        "output_format",
+        "response_format",
+        "reasoning_effort",
+        "n",
+        "logprobs",
+        "top_logprobs",
+    }
+)
+"""Members that become others, and members of a chat body that mean nothing in this dialect."""
+
 _IGNORED = frozenset({"cache_control", "metadata", "service_tier", "user_profile_id", "workspace_id"})
-_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "container": ((), "Containers are"),
-    "context_management": ((), "Context management is"),
-    "diagnostics": ((), "Diagnostics are"),
-    "fallbacks": (([],), "Fallback models are"),
-    "inference_geo": ((), "Choosing a place is"),
-    "mcp_servers": (([],), "MCP servers are"),
-    "output_config": (({},), "Output configuration is"),
-    "output_format": ((), "An output format is"),
-    "speed": (("standard",), "Another speed is"),
+_CHECKS: Mapping[str, Check] = {
+    "container": only((), "Containers are"),
+    "context_management": only((), "Context management is"),
+    "diagnostics": only((), "Diagnostics are"),
+    "fallbacks": only(([],), "Fallback models are"),
+    "inference_geo": only((), "Choosing a place is"),
+    "mcp_servers": only(([],), "MCP servers are"),
+    "speed": only(("standard",), "Another speed is"),
 }
 _THINKING = ("adaptive", "disabled", "enabled")
 
@@ -53,7 +65,7 @@ def parse_messages(body: Json) -> MessagesRequest:
     """
     model_in(body)
     messages = _lowered_messages(body.get("messages"))
-    refuse(body, _REFUSED)
+    check_members(body, _CHECKS)
     stops = stop_texts("stop_sequences", body.get("stop_sequences"), STOP_SEQUENCES_MAX)
     with_thinking = _with_thinking(body.get("thinking"))
     if body.get("max_tokens") == 0:
@@ -66,8 +78,9 @@ def parse_messages(body: Json) -> MessagesRequest:
     lowered["max_tokens"] = DEFAULT_OUTPUT_TOKENS if body.get("max_tokens") is None else body["max_tokens"]
     if stops:
         lowered["stop"] = stops
-    lowered |= _tools(body)
-    return MessagesRequest(parse_chat(lowered, stops_max=STOP_SEQUENCES_MAX), with_thinking, tuple(stops))
+    lowered |= _tools(body) | _output(body, with_thinking=with_thinking)
+    instead = {"response_format": "output_config" if body.get("output_config") else "output_format"}
+    return MessagesRequest(parse_lowered(lowered, instead, stops_max=STOP_SEQUENCES_MAX), with_thinking, tuple(stops))
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -194,6 +207,33 @@ def _with_thinking(value: Any) -> bool:
     return bool(kind != "disabled")
 
 
+def _output(body: Json, *, with_thinking: bool) -> Json:
+    """How hard the model thinks and what form its text has. Who asks for neither thoughts nor effort gets none."""
+    config = body.get("output_config") or {}
+    if not isinstance(config, dict):
+        raise InvalidRequest("'output_config' must be an object.", param="output_config")
+    effort = config.get("effort")
+    if effort is not None and effort not in EFFORTS:
+        raise InvalidRequest(f"'output_config.effort' must be one of {', '.join(EFFORTS)}.", param="output_config")
+    lowered: Json = {"reasoning_effort": "medium" if with_thinking else "none"}
+    if effort is not None:
+        lowered["reasoning_effort"] = "xhigh" if effort == "max" else effort
+    for name, given in (("output_config", config.get("format")), ("output_format", body.get("output_format"))):
+        if given is not None:
+            lowered["response_format"] = _response_format(name, given)
+    return lowered
+
+
+def _response_format(name: str, given: Any) -> Json:
+    if not isinstance(given, dict) or given.get("type") != "json_schema":
+        raise InvalidRequest(f"The format in '{name}' must be a json_schema.", param=name)
+    try:
+        require_schema(given.get("schema"))
+    except NoSchema as fault:
+        raise InvalidRequest(f"'{name}' holds no JSON schema: {fault}.", param=name) from None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given["schema"], "strict": True}}
+
+
 def _tools(body: Json) -> Json:
     tools, choice = body.get("tools"), body.get("tool_choice")
     lowered: Json = {}
@@ -214,8 +254,7 @@ def _tool(tool: Any) -> Json:
     if tool.get("type") not in (None, "custom"):
         raise InvalidRequest("Only tools that the client itself runs are supported.", param="tools")
     function = {"name": tool["name"], "parameters": tool.get("input_schema") or {"type": "object"}}
-    if isinstance(tool.get("description"), str):
-        function["description"] = tool["description"]
+    function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
     return {"type": "function", "function": function}
 
 

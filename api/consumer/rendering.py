@@ -47,9 +47,10 @@ class Renderer(Protocol):
 
 
 class Call(NamedTuple):
-    """A valid request of any dialect: what the pipeline works on, and how its answer is written."""
+    """A valid request of any dialect: what the pipeline works on, and how its answer is written. There is more than one
+    chat only where a dialect asks for answers to several prompts at once."""
 
-    chat: ChatRequest
+    chats: tuple[ChatRequest, ...]
     renderer: Renderer
 
 

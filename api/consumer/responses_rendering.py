@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.answers import ProviderDelta, Whole
+from api.consumer.answers import ChosenToken, ProviderDelta, Whole, WholeChoice
 from api.consumer.attempt import Started
 from api.consumer.inference import Finished
 from api.consumer.rendering import COMMENT, Call, cost_of, proofs_of
@@ -25,7 +25,10 @@ _encode = msgspec.json.Encoder().encode
 def read_responses(body: dict[str, Any]) -> Call:
     """Raises InvalidRequest as ``parse_responses`` does."""
     request = parse_responses(body)
-    return Call(request.chat, ResponsesAnswer(request.chat.model, int(time.time()), request.echoed))
+    answer = ResponsesAnswer(
+        request.chat.model, int(time.time()), request.echoed, with_logprobs=request.chat.expected.logprobs
+    )
+    return Call((request.chat,), answer)
 
 
 class ResponsesAnswer:
@@ -33,10 +36,11 @@ class ResponsesAnswer:
 
     keep_alive = COMMENT
 
-    def __init__(self, model: str, created: int, echoed: dict[str, Any]) -> None:
+    def __init__(self, model: str, created: int, echoed: dict[str, Any], *, with_logprobs: bool) -> None:
         self._model = model
         self._created = created
         self._echoed = echoed
+        self._with_logprobs = with_logprobs
         self._key = ""
         self._number = 0
         self._segments = Segments()
@@ -53,7 +57,7 @@ class ResponsesAnswer:
         rendered = b""
         for choice in choices:
             self._finish_reason = choice.finish_reason or self._finish_reason
-            rendered += self._steps(self._segments.feed(choice.delta))
+            rendered += self._steps(self._segments.feed(choice.delta, self._tokens(choice)))
         return rendered
 
     def finish(self, finished: Finished) -> bytes:
@@ -69,7 +73,11 @@ class ResponsesAnswer:
     def whole(self, started: Started, whole: Whole, finished: Finished) -> bytes:
         self._key = _key_of(started)
         choice = whole.choices[0]
-        return _encode(self._ended(choice.finish_reason or "stop", segments_of(choice.message), finished))
+        segments = segments_of(choice.message, self._tokens(choice))
+        return _encode(self._ended(choice.finish_reason or "stop", segments, finished))
+
+    def _tokens(self, choice: ProviderDelta | WholeChoice) -> tuple[ChosenToken, ...]:
+        return choice.tokens if self._with_logprobs else ()
 
     # --- the response object -----------------------------------------------------------------------------------------
 
@@ -107,7 +115,7 @@ class ResponsesAnswer:
             case "tool_call":
                 call = {"call_id": segment.call_id, "name": segment.name, "arguments": segment.text}
                 return item | {"type": "function_call"} | call
-        return item | {"type": "message", "role": "assistant", "content": [_text(segment.text)]}
+        return item | {"type": "message", "role": "assistant", "content": [_text(segment.text, segment.tokens)]}
 
     def _item_id(self, segment: Segment) -> str:
         return f"{_PREFIXES[segment.kind]}_{self._key}_{segment.index}"
@@ -125,8 +133,8 @@ class ResponsesAnswer:
             match step:
                 case Opened(segment):
                     parts.append(self._opened(segment))
-                case Said(segment, piece):
-                    parts.append(self._said(segment, piece))
+                case Said():
+                    parts.append(self._said(step))
                 case Closed(segment):
                     parts.append(self._closed(segment))
         return b"".join(parts)
@@ -145,14 +153,15 @@ class ResponsesAnswer:
         opened = self._event("response.output_item.added", output_index=segment.index, item=item | _NO_CONTENT)
         return opened + self._event("response.content_part.added", **at, content_index=0, part=_text(""))
 
-    def _said(self, segment: Segment, piece: str) -> bytes:
+    def _said(self, said: Said) -> bytes:
+        segment, piece = said.segment, said.piece
         at = {"item_id": self._item_id(segment), "output_index": segment.index}
         match segment.kind:
             case "reasoning":
                 return self._event("response.reasoning_summary_text.delta", **at, summary_index=0, delta=piece)
             case "tool_call":
                 return self._event("response.function_call_arguments.delta", **at, delta=piece)
-        return self._event("response.output_text.delta", **at, content_index=0, delta=piece, logprobs=[])
+        return self._event("response.output_text.delta", **at, content_index=0, delta=piece, logprobs=said.tokens)
 
     def _closed(self, segment: Segment) -> bytes:
         status = "incomplete" if self._finish_reason in _INCOMPLETE else "completed"
@@ -171,8 +180,10 @@ class ResponsesAnswer:
                 )
             case _:
                 done = self._event(
-                    "response.output_text.done", **at, content_index=0, text=segment.text, logprobs=[]
-                ) + self._event("response.content_part.done", **at, content_index=0, part=_text(segment.text))
+                    "response.output_text.done", **at, content_index=0, text=segment.text, logprobs=segment.tokens
+                ) + self._event(
+                    "response.content_part.done", **at, content_index=0, part=_text(segment.text, segment.tokens)
+                )
         return done + self._event("response.output_item.done", output_index=segment.index, item=item)
 
 
@@ -188,17 +199,18 @@ def _summary(text: str) -> dict[str, Any]:
     return {"type": "summary_text", "text": text}
 
 
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": []}
+def _text(text: str, tokens: list[ChosenToken] | None = None) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": []}
+    return part | ({"logprobs": tokens} if tokens else {})
 
 
 def _usage(finished: Finished) -> dict[str, Any]:
     usage = finished.usage
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         **cost_of(finished),
     }

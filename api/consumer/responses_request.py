@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from api.consumer.chat_request import ChatRequest, model_in, parse_chat, refuse
+from api.consumer.chat_request import TOP_LOGPROBS_MAX, ChatRequest, model_in, parse_lowered
+from api.consumer.members import Check, check_members, only, whole
 from domain.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -21,24 +22,32 @@ _LOWERED = frozenset(
         "text",
         "reasoning",
         "stream_options",
-        "truncation",
-        "include",
-        "max_tool_calls",
-        "background",
     }
 )
-_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "previous_response_id": ((), "Responses are not stored, so going on from one is"),
-    "conversation": ((), "Stored conversations are"),
-    "background": ((False,), "Answering in the background is"),
-    "background_options": ((), "Answering in the background is"),
-    "prompt": ((), "Stored prompts are"),
-    "include": (([],), "Including more output is"),
-    "truncation": (("disabled",), "Truncating the input is"),
-    "max_tool_calls": ((), "A limit on tool calls is"),
-    "context_management": (([],), "Context management is"),
-    "image": ((), "Image output is"),
-    "access_programs": (([],), "Access programs are"),
+LOGPROBS = "message.output_text.logprobs"
+"""What ``include`` may name."""
+
+
+def _include(name: str, value: Any) -> None:
+    if not isinstance(value, list) or any(one != LOGPROBS for one in value):
+        raise InvalidRequest(f"'{name}' may only name {LOGPROBS} here.", param=name)
+
+
+_CHECKS: Mapping[str, Check] = {
+    "previous_response_id": only((), "Responses are not stored, so going on from one is"),
+    "conversation": only((), "Stored conversations are"),
+    "background": only((False,), "Answering in the background is"),
+    "background_options": only((), "Answering in the background is"),
+    "prompt": only((), "Stored prompts are"),
+    "include": _include,
+    "top_logprobs": whole(0, TOP_LOGPROBS_MAX),
+    "truncation": only(("disabled",), "Truncating the input is"),
+    "max_tool_calls": only((), "A limit on tool calls is"),
+    "context_management": only(([],), "Context management is"),
+    "image": only((), "Image output is"),
+    "access_programs": only(([],), "Access programs are"),
+    "n": only((1,), "More than one answer is"),
+    "logprobs": only((False,), "Log probabilities under this name are"),
 }
 _ROLES = ("assistant", "developer", "system", "user")
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -61,21 +70,14 @@ def parse_responses(body: Json) -> ResponsesRequest:
     """
     model_in(body)
     messages = _messages(body.get("input"))
-    refuse(body, _REFUSED)
+    check_members(body, _CHECKS)
     instructions = body.get("instructions")
     if instructions is not None and not isinstance(instructions, str):
         raise InvalidRequest("'instructions' must be a text.", param="instructions")
-    lowered = {name: value for name, value in body.items() if name not in _LOWERED | _REFUSED.keys()}
+    lowered = {name: value for name, value in body.items() if name not in _LOWERED | _CHECKS.keys()}
     lowered["messages"] = [*([{"role": "system", "content": instructions}] if instructions else []), *messages]
-    lowered |= _tools(body) | _text(body.get("text")) | _reasoning(body.get("reasoning"))
-    try:
-        chat = parse_chat(lowered)
-    except InvalidRequest as error:
-        if error.param not in _INSTEAD:
-            raise
-        name = _INSTEAD[error.param]
-        raise InvalidRequest(error.message.replace(error.param, name), param=name) from None
-    return ResponsesRequest(chat, _echoed(body))
+    lowered |= _tools(body) | _text(body.get("text")) | _reasoning(body.get("reasoning")) | _logprobs(body)
+    return ResponsesRequest(parse_lowered(lowered, _INSTEAD), _echoed(body))
 
 
 def _echoed(body: Json) -> Json:
@@ -103,7 +105,14 @@ def _messages(value: Any) -> list[Json]:
         return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'input' must be a text or a list with at least one item.", param="input")
-    messages = [message for index, item in enumerate(value) for message in _item(index, item)]
+    messages: list[Json] = []
+    for index, item in enumerate(value):
+        for message in _item(index, item):
+            if messages and message.get("tool_calls") and messages[-1]["role"] == "assistant":
+                # What the assistant said and called in one turn is one message, as models were taught.
+                messages[-1] |= {"tool_calls": messages[-1].get("tool_calls", []) + message["tool_calls"]}
+            else:
+                messages.append(message)
     if not messages:
         raise InvalidRequest("'input' holds nothing to answer.", param="input")
     return messages
@@ -200,7 +209,7 @@ def _text(text: Any) -> Json:
         return {}
     if not isinstance(text, dict):
         raise InvalidRequest("'text' must be an object.", param="text")
-    refuse({"text": text.get("verbosity")}, {"text": (("medium",), "Choosing a verbosity is")})
+    check_members({"text": text.get("verbosity")}, {"text": only(("medium",), "Choosing a verbosity is")})
     given = text.get("format")
     if isinstance(given, dict) and given.get("type") == "json_schema":
         schema = {name: value for name, value in given.items() if name != "type"}
@@ -214,3 +223,9 @@ def _reasoning(reasoning: Any) -> Json:
     if not isinstance(reasoning, dict):
         raise InvalidRequest("'reasoning' must be an object.", param="reasoning")
     return {} if reasoning.get("effort") is None else {"reasoning_effort": reasoning["effort"]}
+
+
+def _logprobs(body: Json) -> Json:
+    if not body.get("top_logprobs") and LOGPROBS not in (body.get("include") or ()):
+        return {}
+    return {"logprobs": True, "top_logprobs": body.get("top_logprobs") or 0}

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from api.consumer.answers import ProviderMessage, ProviderToolCall
+from api.consumer.answers import ChosenToken, ProviderMessage, ProviderToolCall
 
 Kind = Literal["reasoning", "text", "tool_call"]
 
 
 class Segment:
-    """One part of an answer. ``index`` counts the parts from 0; only a tool call has an id and a name."""
+    """One part of an answer. ``index`` counts from 0; only a tool call has an id and a name, and only text may
+    have ``tokens``."""
 
     def __init__(self, index: int, kind: Kind, call_id: str = "", name: str = "") -> None:
         self.index = index
         self.kind = kind
         self.call_id = call_id
         self.name = name
+        self.tokens: list[ChosenToken] = []
         self._pieces: list[str] = []
 
     @property
@@ -37,8 +39,11 @@ class Opened(NamedTuple):
 
 
 class Said(NamedTuple):
+    """``tokens`` are those of the piece, from a machine that was asked for them."""
+
     segment: Segment
     piece: str
+    tokens: tuple[ChosenToken, ...] = ()
 
 
 class Closed(NamedTuple):
@@ -57,12 +62,12 @@ class Segments:
         self._open: Segment | None = None
         self._open_call = -1
 
-    def feed(self, message: ProviderMessage) -> Iterator[Step]:
-        """What a delta, or a whole message, adds."""
+    def feed(self, message: ProviderMessage, tokens: tuple[ChosenToken, ...] = ()) -> Iterator[Step]:
+        """What a delta, or a whole message, adds. ``tokens`` are those of its text."""
         if message.thinking and self._with_reasoning:
             yield from self._say("reasoning", message.thinking)
         if message.content:
-            yield from self._say("text", message.content)
+            yield from self._say("text", message.content, tokens)
         for position, call in enumerate(message.tool_calls or ()):
             yield from self._call(position if call.index is None else call.index, call)
 
@@ -72,12 +77,13 @@ class Segments:
             yield Closed(self._open)
         self._open = None
 
-    def _say(self, kind: Kind, piece: str) -> Iterator[Step]:
+    def _say(self, kind: Kind, piece: str, tokens: tuple[ChosenToken, ...] = ()) -> Iterator[Step]:
         if self._open is None or self._open.kind != kind:
             yield from self._begin(Segment(len(self.closed) + (self._open is not None), kind))
         assert self._open is not None
         self._open.add(piece)
-        yield Said(self._open, piece)
+        self._open.tokens += tokens
+        yield Said(self._open, piece, tokens)
 
     def _call(self, number: int, call: ProviderToolCall) -> Iterator[Step]:
         function = call.function
@@ -96,9 +102,11 @@ class Segments:
         yield Opened(segment)
 
 
-def segments_of(message: ProviderMessage, *, with_reasoning: bool = True) -> list[Segment]:
+def segments_of(
+    message: ProviderMessage, tokens: tuple[ChosenToken, ...] = (), *, with_reasoning: bool = True
+) -> list[Segment]:
     """The segments of a whole message."""
     segments = Segments(with_reasoning=with_reasoning)
-    for _ in (*segments.feed(message), *segments.close()):
+    for _ in (*segments.feed(message, tokens), *segments.close()):
         pass
     return segments.closed

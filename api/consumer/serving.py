@@ -16,15 +16,18 @@ from api.consumer.admission import Bounds, admit_command, bounds_of
 from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
-from api.consumer.chat_request import body_for_machine
+from api.consumer.chat_request import ChatRequest, body_for_machine
+from api.consumer.destination import HEADER, destination_of
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import Call
+from api.consumer.side_by_side import SideBySide
 from api.coordinator import Coordinator
 from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
 from domain.keys import Caller
+from domain.routing import Constraints
 
 Reader = Callable[[dict[str, Any]], Call]
 """A dialect: from a body to a valid request and the renderer of its answer. Raises InvalidRequest."""
@@ -53,43 +56,81 @@ async def _admitted(
     request: Request, coordinator: Coordinator, caller: Caller, call: Call, recording: Recording, began: float
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
-    chat = call.chat
-    model = await model_of(chat.model, coordinator)
-    bounds = bounds_of(chat, model)
+    model = await model_of(call.chats[0].model, coordinator)
+    destination = await destination_of(
+        request.headers.get(HEADER), call.chats[0].allowed, caller, model.id, coordinator
+    )
+    bounds = [bounds_of(chat, model) for chat in call.chats]
     limits = coordinator.rate_limits
-    expected_tokens = bounds.prompt_estimate + bounds.output_estimate
+    expected_tokens = sum(one.prompt_estimate + one.output_estimate for one in bounds)
     limits.count_tokens(caller, expected_tokens, request.scope)
-    timing_us = {"parse_us": int((time.perf_counter() - began) * 1_000_000)}
-    request_id = uuid4()
-    began = time.perf_counter()
+    parse_us = int((time.perf_counter() - began) * 1_000_000)
+    expected = call.chats[0].expected
+    together = asyncio.Barrier(len(call.chats)) if len(call.chats) > 1 and not expected.stream else None
+    inferences: list[Inference] = []
     try:
-        await _admit(coordinator, caller, request_id, model, bounds)
+        for chat, chat_bounds in zip(call.chats, bounds, strict=True):
+            inferences.append(
+                await _inference(coordinator, caller, chat, model, chat_bounds, destination, parse_us, together)
+            )
     except BaseException:
         limits.correct_tokens(caller, -expected_tokens)
+        for inference in inferences:
+            _give_back(coordinator, caller, inference.request_id)
         raise
-    timing_us["reserve_us"] = int((time.perf_counter() - began) * 1_000_000)
-    inference = Inference(
+
+    def on_used(tokens: int) -> None:
+        limits.correct_tokens(caller, tokens - expected_tokens)
+
+    if len(inferences) == 1:
+        return AnswerResponse(inferences[0], call, coordinator, recording, on_used)
+    several = SideBySide(inferences, choices_of_each=expected.choices, settle_together=together)
+    return AnswerResponse(several, call, coordinator, recording, on_used)
+
+
+async def _inference(
+    coordinator: Coordinator,
+    caller: Caller,
+    chat: ChatRequest,
+    model: CatalogModel,
+    bounds: Bounds,
+    destination: Constraints,
+    parse_us: int,
+    settle_together: asyncio.Barrier | None,
+) -> Inference:
+    began = time.perf_counter()
+    request_id = uuid4()
+    await _admit(coordinator, caller, request_id, model, bounds, self_route=bool(destination.only_account))
+    return Inference(
         request_id=request_id,
         account_id=caller.account_id,
         model=model.id,
         size_gb=model.size_gb,
         bounds=bounds,
-        stop_bytes=chat.stop_bytes,
-        stream=chat.stream,
-        body=body_for_machine(chat, bounds.output_bound),
+        expected=chat.expected,
+        body=body_for_machine(chat, bounds.output_limit, coordinator.cache_salt(caller.account_id)),
         inbox=coordinator.switchboard.open(request_id, caller.key_id),
         tools=coordinator.tools,
-        timing_us=timing_us,
+        timing_us={"parse_us": parse_us, "reserve_us": int((time.perf_counter() - began) * 1_000_000)},
+        constraints=destination,
+        settle_together=settle_together,
     )
 
-    def on_used(tokens: int) -> None:
-        limits.correct_tokens(caller, tokens - expected_tokens)
 
-    return AnswerResponse(inference, call, coordinator, recording, on_used)
+def _give_back(coordinator: Coordinator, caller: Caller, request_id: UUID) -> None:
+    """Undo the admission of one prompt, because another one was not admitted."""
+    coordinator.switchboard.close(request_id)
+    coordinator.end_later(ReleaseJob(request_id=request_id, account_id=caller.account_id, reason="rejected"))
 
 
 async def _admit(
-    coordinator: Coordinator, caller: Caller, request_id: UUID, model: CatalogModel, bounds: Bounds
+    coordinator: Coordinator,
+    caller: Caller,
+    request_id: UUID,
+    model: CatalogModel,
+    bounds: Bounds,
+    *,
+    self_route: bool,
 ) -> None:
     command = admit_command(
         request_id=request_id,
@@ -99,6 +140,7 @@ async def _admit(
         bounds=bounds,
         minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
         expires_at=datetime.now(UTC) + timedelta(seconds=coordinator.settings.hold_seconds),
+        self_route=self_route,
     )
     try:
         await coordinator.ledger.run(command)

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.consumer.chat_request import STOP_CHARACTERS_MAX, STOP_SEQUENCES_MAX
+from api.consumer.chat_request import (
+    BIASES_MAX,
+    CHOICES_MAX,
+    EFFORTS,
+    STOP_SEQUENCES_MAX,
+    TEMPLATE_ARGUMENT,
+    TEMPLATE_ARGUMENTS_MAX,
+    TEMPLATE_TEXT_CHARACTERS_MAX,
+    TOP_LOGPROBS_MAX,
+)
+from api.consumer.completions_request import LOGPROBS_MAX, PROMPTS_MAX
+from api.consumer.members import STOP_CHARACTERS_MAX
+from api.consumer.messages_request import EFFORTS as MESSAGES_EFFORTS
 from api.consumer.messages_request import STOP_SEQUENCES_MAX as MESSAGES_STOPS_MAX
+from api.consumer.responses_request import LOGPROBS
+from api.consumer.tools_request import CALL_ID_CHARACTERS_MAX, NAME, TOOLS_MAX
 from api.openapi.shapes import (
     ASKING,
     IDEMPOTENCY_KEY,
+    ROUTE,
     Json,
     array,
     boolean,
@@ -58,8 +73,44 @@ _SAMPLING = {
     "frequency_penalty": nullable(number(minimum=-2, maximum=2)),
     "presence_penalty": nullable(number(minimum=-2, maximum=2)),
     "stream_options": nullable(thing({"include_usage": nullable(boolean())})),
-    "n": only(1, about="One choice"),
+    "n": nullable(integer("How many answers to give.", minimum=1, maximum=CHOICES_MAX)),
+    "logit_bias": nullable(
+        {
+            "type": "object",
+            "description": "From ids of tokens to what is added to their logits.",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": number(minimum=-100, maximum=100),
+            "maxProperties": BIASES_MAX,
+        }
+    ),
+    "top_k": nullable(integer("0 and -1 keep all tokens.", minimum=-1, maximum=2**31 - 1)),
+    "min_p": nullable(number(minimum=0, maximum=1)),
+    "repetition_penalty": nullable(number(exclusiveMinimum=0, maximum=2)),
 }
+_EFFORT = {"enum": [*EFFORTS]}
+_TOP_LOGPROBS = integer(minimum=0, maximum=TOP_LOGPROBS_MAX)
+_NAME = text(pattern=f"^{NAME.pattern}$")
+_CALL_ID = text(minLength=1, maxLength=CALL_ID_CHARACTERS_MAX)
+_SCHEMA = thing({"type": {"enum": ["object"]}}, about="A JSON schema without references to other documents.")
+_FUNCTION = {
+    "name": _NAME,
+    "description": nullable(text()),
+    "parameters": nullable(_SCHEMA),
+    "strict": nullable(boolean()),
+}
+_PARALLEL = nullable(boolean("Whether one answer may hold more than one call. Default true."))
+_CHOICES = {"enum": ["none", "auto", "required"], "description": "What is required must be among the tools."}
+_CALL = thing(
+    {"id": _CALL_ID, "type": {"enum": ["function"]}, "function": full(name=_NAME, arguments=text("JSON."))},
+    ("id", "type", "function"),
+)
+
+
+def _tools(*tool: Json) -> Json:
+    return nullable(
+        array({"anyOf": [*tool]}, "What the model may call; each has a name of its own.", maxItems=TOOLS_MAX)
+    )
+
 
 _TEXT_OR_PARTS = {"anyOf": [text(), array(_text_part("text"), minItems=1)]}
 
@@ -72,20 +123,55 @@ _CHAT_REQUEST = thing(
                 "anyOf": [
                     thing(
                         {
-                            "role": {"enum": ["developer", "function", "system", "tool", "user"]},
+                            "role": {"enum": ["developer", "function", "system", "user"]},
                             "content": _TEXT_OR_PARTS,
                         },
                         ("role", "content"),
                     ),
-                    thing({"role": {"enum": ["assistant"]}, "content": nullable(_TEXT_OR_PARTS)}, ("role",)),
+                    thing(
+                        {
+                            "role": {"enum": ["assistant"]},
+                            "content": nullable(_TEXT_OR_PARTS),
+                            "tool_calls": nullable(array(_CALL, maxItems=TOOLS_MAX)),
+                        },
+                        ("role",),
+                    ),
+                    full(role={"enum": ["tool"]}, content=_TEXT_OR_PARTS, tool_call_id=_CALL_ID),
                 ]
             },
             minItems=1,
         ),
         "max_completion_tokens": nullable(_TOKENS),
-        "tools": only([], about="No tools"),
-        "response_format": only({"type": "text"}, about="Plain text"),
-        "logprobs": only(False, about="No log probabilities"),
+        "tools": _tools(full(type={"enum": ["function"]}, function=thing(_FUNCTION, ("name",)))),
+        "tool_choice": nullable({"anyOf": [_CHOICES, full(type={"enum": ["function"]}, function=full(name=_NAME))]}),
+        "parallel_tool_calls": _PARALLEL,
+        "response_format": nullable(
+            {
+                "anyOf": [
+                    full(type={"enum": ["text", "json_object"]}),
+                    full(
+                        type={"enum": ["json_schema"]},
+                        json_schema=thing(
+                            {"name": _NAME, "schema": _SCHEMA, "strict": nullable(boolean())}, ("name", "schema")
+                        ),
+                    ),
+                ]
+            }
+        ),
+        "logprobs": nullable(boolean("Give the log probability of each token.")),
+        "top_logprobs": nullable(_TOP_LOGPROBS | {"description": "Above 0 it needs logprobs to be true."}),
+        "reasoning_effort": nullable(_EFFORT),
+        "chat_template_kwargs": nullable(
+            {
+                "type": "object",
+                "description": "Arguments of the model's chat template, such as enable_thinking.",
+                "propertyNames": {"pattern": f"^{TEMPLATE_ARGUMENT.pattern}$"},
+                "additionalProperties": nullable(
+                    {"anyOf": [boolean(), number(), text(maxLength=TEMPLATE_TEXT_CHARACTERS_MAX)]}
+                ),
+                "maxProperties": TEMPLATE_ARGUMENTS_MAX,
+            }
+        ),
     },
     ("model", "messages"),
 )
@@ -94,12 +180,18 @@ _COMPLETION_REQUEST = thing(
     {
         **_COMMON,
         **_SAMPLING,
-        "prompt": {"anyOf": [text(), array(text(), minItems=1, maxItems=1)]},
-        "echo": nullable(boolean("Put the prompt in front of the answer.")),
+        "prompt": {"anyOf": [text(), array(text(), minItems=1, maxItems=PROMPTS_MAX)]},
+        "echo": nullable(boolean("Put the prompt in front of the answer. Not together with logprobs.")),
+        "logprobs": nullable(integer(minimum=0, maximum=LOGPROBS_MAX)),
         "suffix": only("", about="No suffix"),
     },
     ("model", "prompt"),
-)
+) | {
+    "not": {
+        "properties": {"echo": {"const": True}, "logprobs": {"type": "integer"}},
+        "required": ["echo", "logprobs"],
+    }
+}
 
 _RESPONSES_REQUEST = thing(
     {
@@ -126,7 +218,26 @@ _RESPONSES_REQUEST = thing(
         "max_output_tokens": nullable(_TOKENS),
         "previous_response_id": only(about="Responses are not stored"),
         "background": only(False, about="Answers come at once"),
-        "tools": only([], about="No tools"),
+        "tools": _tools(thing({"type": {"enum": ["function"]}} | _FUNCTION, ("type", "name"))),
+        "tool_choice": nullable({"anyOf": [_CHOICES, full(type={"enum": ["function"]}, name=_NAME)]}),
+        "parallel_tool_calls": _PARALLEL,
+        "text": nullable(
+            thing(
+                {
+                    "format": nullable(
+                        {
+                            "anyOf": [
+                                full(type={"enum": ["text", "json_object"]}),
+                                full(type={"enum": ["json_schema"]}, name=_NAME, schema=_SCHEMA),
+                            ]
+                        }
+                    )
+                }
+            )
+        ),
+        "reasoning": nullable(thing({"effort": nullable(_EFFORT)})),
+        "include": nullable(array({"enum": [LOGPROBS]})),
+        "top_logprobs": nullable(_TOP_LOGPROBS),
     },
     ("model", "input"),
 )
@@ -152,8 +263,27 @@ _MESSAGES_REQUEST = thing(
         "top_p": _COMMON["top_p"],
         "max_tokens": nullable(integer("Default 8,192.", minimum=1, maximum=2**31 - 1)),
         "stop_sequences": nullable(array(_STOP, maxItems=MESSAGES_STOPS_MAX)),
+        "top_k": _SAMPLING["top_k"],
         "thinking": nullable(thing({"type": {"enum": ["adaptive", "disabled", "enabled"]}}, ("type",))),
-        "tools": only([], about="No tools"),
+        "tools": _tools(
+            thing({"name": _NAME, "description": nullable(text()), "input_schema": _SCHEMA}, ("name", "input_schema"))
+        ),
+        "tool_choice": nullable(
+            {
+                "anyOf": [
+                    full(type={"enum": ["auto", "any", "none"]}),
+                    full(type={"enum": ["tool"]}, name=_NAME),
+                ]
+            }
+        ),
+        "output_config": nullable(
+            thing(
+                {
+                    "effort": nullable({"enum": [*MESSAGES_EFFORTS]}),
+                    "format": nullable(full(type={"enum": ["json_schema"]}, schema=_SCHEMA)),
+                }
+            )
+        ),
     },
     ("model", "messages"),
 )
@@ -164,6 +294,8 @@ _USAGE = thing(
         "prompt_tokens": integer(minimum=0),
         "completion_tokens": integer(minimum=0),
         "total_tokens": integer(minimum=0),
+        "prompt_tokens_details": full(cached_tokens=integer("Read from the machine's cache.", minimum=0)),
+        "completion_tokens_details": full(reasoning_tokens=integer(minimum=0)),
         "cost_micro_usd": integer("What was charged.", minimum=0),
     },
     ("prompt_tokens", "completion_tokens", "total_tokens"),
@@ -184,7 +316,10 @@ SCHEMAS: Json = {
     "CountTokensRequest": _COUNT_REQUEST,
     "ChatCompletion": _openai_answer(
         "chat.completion",
-        message=thing({"role": {"enum": ["assistant"]}, "content": nullable(text())}, ("role", "content")),
+        message=thing(
+            {"role": {"enum": ["assistant"]}, "content": nullable(text()), "tool_calls": array(_CALL)},
+            ("role", "content"),
+        ),
     ),
     "Completion": _openai_answer("text_completion", text=text()),
     "Response": thing(
@@ -222,7 +357,7 @@ def _asking(
 ) -> Json:
     answers = {"200": _answer(answer, "The answer, whole or as a stream.")} | errors(*ASKING, schema=errors_in)
     body = json_body(ref(request), examples)
-    return {"post": operation(name, about, answers, parameters=[IDEMPOTENCY_KEY], body=body)}
+    return {"post": operation(name, about, answers, parameters=[IDEMPOTENCY_KEY, ROUTE], body=body)}
 
 
 _CHAT = {"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 16}

@@ -92,6 +92,14 @@ IDEMPOTENCY_KEY = {
     "description": "The first answer to a request with this key is given again, at no cost.",
 }
 
+ROUTE = {
+    "name": "X-Darkbloom-Route",
+    "in": "header",
+    "required": False,
+    "schema": {"enum": ["self", "prefer"]},
+    "description": "The account's own machines only, free of charge, or those first.",
+}
+
 
 def operation(
     name: str,

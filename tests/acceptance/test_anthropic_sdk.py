@@ -91,7 +91,8 @@ def test_models_can_be_listed_and_retrieved(real_agent: Process, client: anthrop
         ({"model": "no-such-model"}, anthropic.NotFoundError, "not_found_error"),
         ({"max_tokens": 0}, anthropic.BadRequestError, "invalid_request_error"),
         ({"messages": []}, anthropic.BadRequestError, "invalid_request_error"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, anthropic.BadRequestError, "invalid_request_error"),
+        ({"tool_choice": {"type": "any"}}, anthropic.BadRequestError, "invalid_request_error"),
+        ({"tools": [{"type": "bash_20250124", "name": "b"}]}, anthropic.BadRequestError, "invalid_request_error"),
     ],
 )
 def test_what_cannot_be_done_raises_the_typed_error_and_costs_nothing(
@@ -122,7 +123,7 @@ def test_a_wrong_key_and_an_empty_balance_raise_their_errors(up: Coordinator) ->
 
 
 async def think_and_call(machine: Machine, job: Job) -> None:
-    """What no engine here does yet: reasoning, then a tool call in two pieces, then an end at a stop sequence."""
+    """Reasoning, text, and then a tool call in two pieces."""
     await job.accept()
     pieces = [
         {"reasoning_content": "The user wants the weather."},
@@ -153,32 +154,6 @@ async def test_reasoning_and_tool_calls_become_blocks(up: Coordinator, key: Key)
     assert message.content[0].thinking == "The user wants the weather."
     assert message.content[2].input == {"at": "sea"}
     assert message.stop_reason == "tool_use"
-
-
-async def think_in_tags(machine: Machine, job: Job) -> None:
-    """What models without a parser of their own do, with tags that are cut anywhere."""
-    await job.accept()
-    for piece in ("<thi", "nk>\nTwo and two", " \n</th", "ink>\n\nFo", "ur."):
-        await job.delta(piece)
-    await job.delta(finish="stop")
-    await job.complete(7, 40)  # more tokens than the text without its tags has bytes, by the gateway's measure
-
-
-async def test_thoughts_in_tags_are_told_from_the_text_and_paid(up: Coordinator, key: Key) -> None:
-    async with (
-        Machine(up.url, think_in_tags, model="tagger").connected(),
-        anthropic.AsyncAnthropic(base_url=up.url, api_key=key.secret, max_retries=0) as client,
-    ):
-        async with client.messages.stream(
-            model="tagger", messages=ASK, max_tokens=64, thinking={"type": "enabled", "budget_tokens": 1024}
-        ) as stream:
-            shown = await stream.get_final_message()
-        async with client.messages.stream(model="tagger", messages=ASK, max_tokens=64) as stream:
-            hidden = await stream.get_final_message()
-    assert [block.type for block in shown.content] == ["thinking", "text"]
-    assert shown.content[0].thinking == "Two and two"
-    assert [block.text for block in hidden.content] == [shown.content[1].text] == ["Four."]
-    assert shown.usage.output_tokens == hidden.usage.output_tokens == 40
 
 
 async def fail_in_the_middle(machine: Machine, job: Job) -> None:

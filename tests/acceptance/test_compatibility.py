@@ -11,6 +11,7 @@ from typing import Any
 
 import anthropic
 import openai
+import pydantic
 import pytest
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
@@ -31,7 +32,6 @@ WORKS, IGNORED, REFUSED, ABSENT = "works", "accepted, not used", "refused by nam
 
 IGNORABLE = {
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -84,10 +84,17 @@ CHAT: dict[str, Any] = {
     "user": "u",
     "verbosity": "low",
     "web_search_options": {},
+    # These are no parameters of the package, but other engines have them too.
+    "chat_template_kwargs": {"enable_thinking": False},
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "top_k": 5,
 }
+# What a parameter needs beside it to ask for something.
+CHAT_BESIDE = {"tool_choice": {"tools": CHAT["tools"]}, "top_logprobs": {"logprobs": True}}
 LEGACY: dict[str, Any] = {
     "model": MODEL,
-    "prompt": QUESTION,
+    "prompt": [QUESTION, QUESTION],
     "best_of": 2,
     "echo": True,
     "suffix": "x",
@@ -102,7 +109,7 @@ RESPONSES: dict[str, Any] = {
     "context_management": [{"type": "compaction"}],
     "conversation": "c",
     "image": {"a": 1},
-    "include": ["reasoning.encrypted_content"],
+    "include": ["message.output_text.logprobs"],
     "instructions": "Be brief.",
     "max_output_tokens": 16,
     "max_tool_calls": 1,
@@ -124,6 +131,7 @@ RESPONSES: dict[str, Any] = {
     if name in CHAT and name not in ("text", "tools")
 }
 RESPONSES["tools"] = [{"type": "function", **FUNCTION}]
+RESPONSES_BESIDE = {"tool_choice": {"tools": RESPONSES["tools"]}}
 MESSAGES: dict[str, Any] = {
     "max_tokens": 4,
     "messages": ASK,
@@ -149,6 +157,11 @@ MESSAGES: dict[str, Any] = {
     "top_p": 0.5,
     "top_k": 5,
 }
+MESSAGES_BESIDE = {"tool_choice": {"tools": MESSAGES["tools"]}}
+
+
+class Holding(pydantic.BaseModel):
+    a: bool
 
 
 @pytest.fixture
@@ -184,16 +197,21 @@ def refusal(error: openai.APIStatusError | anthropic.APIStatusError, name: str) 
 
 
 def parameters(
-    create: Callable[..., Any], base: dict[str, Any], samples: dict[str, Any], known: dict[str, Any]
+    create: Callable[..., Any],
+    least: dict[str, Any],
+    samples: dict[str, Any],
+    known: dict[str, Any],
+    beside: dict[str, dict[str, Any]],
 ) -> Iterator[tuple[str, str]]:
     """(parameter, outcome), each asked for on its own beside the least that a request needs."""
     missing = set(known) - set(samples)
     assert not missing, f"the package has new parameters: {missing}"
     for name in sorted(samples):
+        base = least | beside.get(name, {})
         if name in known or name == "stream":
-            yield name, outcome(lambda name=name: create(**(base | {name: samples[name]})), name)  # type: ignore[misc]
+            yield name, outcome(lambda name=name, base=base: create(**(base | {name: samples[name]})), name)  # type: ignore[misc]
         else:
-            yield name, outcome(lambda name=name: create(**base, extra_body={name: samples[name]}), name)  # type: ignore[misc]
+            yield name, outcome(lambda name=name, base=base: create(**base, extra_body={name: samples[name]}), name)  # type: ignore[misc]
 
 
 def methods_of_openai(client: openai.OpenAI) -> Iterator[tuple[str, str]]:
@@ -203,10 +221,16 @@ def methods_of_openai(client: openai.OpenAI) -> Iterator[tuple[str, str]]:
         "chat.completions.stream": lambda: _drained(
             client.chat.completions.stream(model=MODEL, messages=ASK, max_tokens=4)
         ),
+        "chat.completions.parse": lambda: client.chat.completions.parse(
+            model=MODEL, messages=ASK, max_tokens=200, temperature=0, response_format=Holding
+        ),
         "chat.completions.list": client.chat.completions.list,
         "chat.completions.retrieve": lambda: client.chat.completions.retrieve("c"),
         "responses.create": lambda: client.responses.create(model=MODEL, input=QUESTION, max_output_tokens=4),
         "responses.stream": lambda: _drained(client.responses.stream(model=MODEL, input=QUESTION, max_output_tokens=4)),
+        "responses.parse": lambda: client.responses.parse(
+            model=MODEL, input=QUESTION, max_output_tokens=200, temperature=0, text_format=Holding
+        ),
         "responses.retrieve": lambda: client.responses.retrieve("r"),
         "responses.delete": lambda: client.responses.delete("r"),
         "responses.cancel": lambda: client.responses.cancel("r"),
@@ -236,6 +260,9 @@ def methods_of_anthropic(client: anthropic.Anthropic) -> Iterator[tuple[str, str
     calls: dict[str, Callable[[], Any]] = {
         "messages.create": lambda: client.messages.create(model=MODEL, messages=ASK, max_tokens=4),
         "messages.stream": lambda: _drained(client.messages.stream(model=MODEL, messages=ASK, max_tokens=4)),
+        "messages.parse": lambda: client.messages.parse(
+            model=MODEL, messages=ASK, max_tokens=200, extra_body={"temperature": 0}, output_format=Holding
+        ),
         "messages.count_tokens": lambda: client.messages.count_tokens(model=MODEL, messages=ASK),
         "messages.batches.list": client.messages.batches.list,
         "messages.batches.create": lambda: client.messages.batches.create(requests=[]),
@@ -265,24 +292,42 @@ def page(of_openai: openai.OpenAI, of_anthropic: anthropic.Anthropic) -> str:
         ("`openai`: methods", methods_of_openai(of_openai)),
         (
             "`chat.completions.create`",
-            parameters(of_openai.chat.completions.create, chat, CHAT, ChatParams.__annotations__),
+            parameters(of_openai.chat.completions.create, chat, CHAT, ChatParams.__annotations__, CHAT_BESIDE),
         ),
         (
             "`responses.create`",
-            parameters(of_openai.responses.create, responses, RESPONSES, ResponseCreateParamsBase.__annotations__),
+            parameters(
+                of_openai.responses.create,
+                responses,
+                RESPONSES,
+                ResponseCreateParamsBase.__annotations__,
+                RESPONSES_BESIDE,
+            ),
         ),
         (
             "`completions.create`",
-            parameters(of_openai.completions.create, legacy, LEGACY, LegacyParams.__annotations__),
+            parameters(of_openai.completions.create, legacy, LEGACY, LegacyParams.__annotations__, {}),
         ),
         ("`anthropic`: methods", methods_of_anthropic(of_anthropic)),
         (
             "`messages.create`",
-            parameters(of_anthropic.messages.create, message, MESSAGES, MessageCreateParamsBase.__annotations__),
+            parameters(
+                of_anthropic.messages.create,
+                message,
+                MESSAGES,
+                MessageCreateParamsBase.__annotations__,
+                MESSAGES_BESIDE,
+            ),
         ),
         (
             "`messages.count_tokens`",
-            parameters(of_anthropic.messages.count_tokens, count, counted, MessageCountTokensParams.__annotations__),
+            parameters(
+                of_anthropic.messages.count_tokens,
+                count,
+                counted,
+                MessageCountTokensParams.__annotations__,
+                MESSAGES_BESIDE,
+            ),
         ),
     ]
     parts = [INTRODUCTION]
@@ -297,13 +342,14 @@ INTRODUCTION = f"""# Compatibility
 
 What the official packages `openai` and `anthropic` can do here. A test makes this page: it calls every method and every
 parameter below against a running coordinator and an agent with the tiny model, and fails when the page says something
-else. Each parameter is tried with a value that asks for something.
+else. Each parameter is tried with a value that asks for something. Parameters that the packages do not know are sent as
+`extra_body`.
 
 | Outcome | Meaning |
 |---|---|
 | {WORKS} | It does what it does at its maker's |
 | {IGNORED} | A hint or a name that changes nothing in the answer |
-| {REFUSED} | Status 400 with the parameter's name, free of charge; `n=1`, which asks for nothing, is let through |
+| {REFUSED} | Status 400 with the parameter's name, free of charge; a value that asks for nothing is let through |
 | {ABSENT} | Status 404 or 405 |
 
 The asynchronous clients send the same requests. The [HTTP API](http-api.md) says what each member may be.

@@ -359,9 +359,8 @@ def test_every_header_that_browsers_may_read_is_described() -> None:
 def test_members_that_are_refused_by_name_are_refused_by_the_gateway() -> None:
     text = sections(reference("http-api"), 3)["Members that are refused by name"]
     valid = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-    refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("_only.")}
-    refusals |= {"provider_serial", "provider_serials"}
-    assert {member for row in rows(text) for member in codes(row[0])} == refusals - {"response_format"}
+    refusals = {name for name, check in chat_request._CHECKS.items() if check.__qualname__.startswith("only.")}
+    assert {member for row in rows(text) for member in codes(row[0])} == refusals
     for row in rows(text):
         neutral = [json.loads(value.strip("`")) for value in row[1].split(", or ")]
         for member in codes(row[0]):
@@ -376,7 +375,7 @@ def test_members_that_are_ignored_do_not_reach_a_machine() -> None:
     text = sections(reference("http-api"), 3)["Members that are ignored"]
     for member in codes(text.partition("stay at the gateway")[0]):
         body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], member: None}
-        assert member not in json.loads(chat_request.body_for_machine(chat_request.parse_chat(body), 16))
+        assert member not in json.loads(chat_request.body_for_machine(chat_request.parse_chat(body), 16, "5a" * 32))
 
 
 # --- packages and tables ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_a_legacy_completion_is_text(real_agent: Process, client: openai.OpenAI)
         ({"background": True}, "background"),
         ({"input": []}, "input"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "xml"}}}, "text"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(client: openai.OpenAI, options: dict[str, object], param: str) -> None:

@@ -111,10 +111,11 @@ def test_models_can_be_listed_and_retrieved(real_agent: Process, client: openai.
         ({"model": "no-such-model"}, openai.NotFoundError, "model"),
         ({"max_tokens": -1}, openai.BadRequestError, "max_tokens"),
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
-        ({"n": 2}, openai.BadRequestError, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        ({"n": 5}, openai.BadRequestError, "n"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
+        ({"web_search_options": {}}, openai.BadRequestError, "web_search_options"),
     ],
 )
 def test_what_cannot_be_done_raises_the_typed_error_and_costs_nothing(

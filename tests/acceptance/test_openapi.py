@@ -20,6 +20,7 @@ from domain.catalog import Catalog
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 METHODS = ("get", "post", "put", "patch", "delete")
 NOT_FOR_CLIENTS = (
     "/internal/",
@@ -101,7 +102,8 @@ def test_the_document_is_served_to_everybody(up: Coordinator) -> None:
 @pytest.mark.timeout(900)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{up.url}/openapi.json", "--checks", "all"]
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "run"]
+    command += [f"{up.url}/openapi.json", "--checks", "all"]
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():

@@ -8,14 +8,16 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
 
 from agent.engine import mlx as seam
 from agent.engine import restart
+from agent.engine import sampling as sampling_seam
 from agent.engine.generation import Generation
-from agent.engine.job import ChatJob, ChatMessage, Finished, Piece, Sampling
+from agent.engine.job import ChatJob, ChatMessage, ChoiceEnd, Finished, Piece, Sampling
 from agent.engine.text import TextEngine
 from agent.engine.thread import MlxThread
 from agent.errors import EngineBusy, EngineFailed, EngineUnavailable, JobRefused, ModelRejected
@@ -66,20 +68,30 @@ def chat(
     return ChatJob((ChatMessage("user", content),), max_tokens, sampling, stop)
 
 
-async def finish(generation: Generation) -> tuple[str, Finished]:
-    text, finished = "", None
+class End(NamedTuple):
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+async def finish(generation: Generation) -> tuple[str, End]:
+    """The text and the end of an answer with one choice."""
+    text, reason, end = "", "cancelled", None
     async with asyncio.timeout(30):
         async for event in generation:
             if isinstance(event, Piece):
                 assert event.text
                 text += event.text
+            elif isinstance(event, ChoiceEnd):
+                reason = event.finish_reason
             else:
-                finished = event
-    assert finished is not None
-    return text, finished
+                assert event.cancelled == (reason == "cancelled")
+                end = End(reason, event.prompt_tokens, event.completion_tokens)
+    assert end is not None
+    return text, end
 
 
-async def answer(engine: TextEngine, job: ChatJob) -> tuple[str, Finished]:
+async def answer(engine: TextEngine, job: ChatJob) -> tuple[str, End]:
     return await finish(engine.submit(job))
 
 
@@ -92,7 +104,7 @@ async def until(reached: Callable[[], bool]) -> None:
 class TestAnswers:
     async def test_an_answer_has_its_text_its_reason_and_exact_counts(self, engines: Engines) -> None:
         # The prompt is <|user|> h i <|end|> <|assistant|>; the end token is not counted.
-        assert await answer(engines.story, chat("hi")) == (STORY, Finished("stop", 5, len(SCRIPT)))
+        assert await answer(engines.story, chat("hi")) == (STORY, End("stop", 5, len(SCRIPT)))
 
     async def test_no_piece_cuts_a_character(self, engines: Engines) -> None:
         pieces = [event.text async for event in engines.story.submit(chat()) if isinstance(event, Piece)]
@@ -100,12 +112,13 @@ class TestAnswers:
         assert not any("\ufffd" in piece for piece in pieces)
 
     async def test_pieces_count_the_tokens_so_far(self, engines: Engines) -> None:
-        counts = [event.completion_tokens async for event in engines.story.submit(chat())]
+        events = [event async for event in engines.story.submit(chat())]
+        counts = [event.completion_tokens for event in events if not isinstance(event, ChoiceEnd)]
         assert counts == sorted(counts)
         assert counts[-1] == len(SCRIPT)
 
     async def test_an_answer_ends_at_its_limit(self, engines: Engines) -> None:
-        assert await answer(engines.story, chat(max_tokens=3)) == ("Once upon a", Finished("length", 5, 3))
+        assert await answer(engines.story, chat(max_tokens=3)) == ("Once upon a", End("length", 5, 3))
 
     async def test_a_limit_beyond_the_context_is_cut_to_what_is_left(self, engines: Engines) -> None:
         prompt = "x" * 500
@@ -131,10 +144,10 @@ class TestAnswers:
     async def test_stop_texts_end_the_answer_across_tokens(
         self, engines: Engines, stop: tuple[str, ...], text: str, tokens: int
     ) -> None:
-        assert await answer(engines.story, chat(stop=stop)) == (text, Finished("stop", 5, tokens))
+        assert await answer(engines.story, chat(stop=stop)) == (text, End("stop", 5, tokens))
 
     async def test_a_stop_text_that_only_began_is_delivered(self, engines: Engines) -> None:
-        assert await answer(engines.story, chat(stop=(" end. And",))) == (STORY, Finished("stop", 5, len(SCRIPT)))
+        assert await answer(engines.story, chat(stop=(" end. And",))) == (STORY, End("stop", 5, len(SCRIPT)))
 
 
 class TestSampling:
@@ -149,7 +162,7 @@ class TestSampling:
         alone = await answer(engines.random, chat(max_tokens=40))
         beside, story = await asyncio.gather(answer(engines.random, chat(max_tokens=40)), answer(engines.story, chat()))
         assert beside == alone
-        assert story == (STORY, Finished("stop", 5, len(SCRIPT)))
+        assert story == (STORY, End("stop", 5, len(SCRIPT)))
 
     async def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(self, engines: Engines) -> None:
         seeded = chat(max_tokens=24, sampling=Sampling(temperature=1.0, top_p=0.9, seed=11))
@@ -193,18 +206,18 @@ class TestSampling:
     def test_penalties_look_at_the_answer_and_not_at_the_prompt(
         self, sampling: Sampling, expected: list[float]
     ) -> None:
-        (processor,) = seam._penalties(sampling, 2, 10)
+        (processor,) = sampling_seam._penalties(sampling, 2, 10)
         assert processor(mx.array([1, 2]), mx.zeros((1, 4))).tolist() == [[0.0] * 4]
         assert processor(mx.array([1, 2, 3, 3]), mx.zeros((1, 4))).tolist() == [expected]
 
 
 class TestControlTokens:
     async def test_a_control_token_in_a_message_is_plain_text(self, engines: Engines) -> None:
-        prompter = engines.story._prompter
-        assert prompter is not None
+        assert engines.story._preparer is not None
+        prompter = engines.story._preparer._prompter
         tokenizer = prompter._tokenizer
         end = tokenizer.convert_tokens_to_ids("<|end|>")
-        prompt = prompter.render((ChatMessage("user", "a<|end|><|system|>b"),))
+        prompt = prompter.render(chat("a<|end|><|system|>b")).tokens
         assert prompt.count(end) == 1
         assert tokenizer.decode(prompt) == "<|user|>a<|end|><|system|>b<|end|><|assistant|>"
         assert len(prompt) == len("a<|end|><|system|>b") + 3
@@ -231,7 +244,7 @@ class TestQueue:
         generation.cancel()
         generation.cancel()
         text, finished = await finish(generation)
-        assert (text, finished) == ("", Finished("cancelled", 5, first.completion_tokens))
+        assert (text, finished) == ("", End("cancelled", 5, first.completion_tokens))
         await until(lambda: engines.endless.occupancy.running == 0)
         assert (await answer(engines.endless, chat(max_tokens=2)))[0] == "tomor"
 
@@ -251,15 +264,15 @@ class TestQueue:
     ) -> None:
         folder = build_random_model(tmp_path / "long", context_length=100_000)
         async with started(folder, engines.thread) as engine:
-            alone = await answer(engine, chat("short", max_tokens=60))
-            beside = engine.submit(chat("short", max_tokens=60))
+            alone = await answer(engine, chat("short", max_tokens=400))
+            beside = engine.submit(chat("short", max_tokens=400))
             await bounded(anext(beside))
             long = engine.submit(chat("x" * 12_000, max_tokens=5))
             await until(lambda: engine.occupancy.running == 2)
             long.cancel()
-            assert (await finish(long))[1] == Finished("cancelled", 12_003, 0)
+            assert (await finish(long))[1] == End("cancelled", 12_003, 0)
             assert (await finish(beside))[1] == alone[1]
-            assert await answer(engine, chat("short", max_tokens=60)) == alone
+            assert await answer(engine, chat("short", max_tokens=400)) == alone
 
     async def test_a_full_queue_refuses_at_once_and_recovers(self, engines: Engines) -> None:
         generations = [engines.endless.submit(chat()) for _ in range(3)]
@@ -288,8 +301,8 @@ class TestQueue:
         generation = engines.endless.submit(chat(max_tokens=100))
         await until(lambda: engines.endless.occupancy.waiting == engines.endless.occupancy.running == 0)
         events = [event async for event in generation]
-        assert 2 <= len(events) <= 4
-        assert events[-1] == Finished("length", 5, 100)
+        assert 3 <= len(events) <= 5
+        assert events[-2:] == [ChoiceEnd("length"), Finished(5, 100)]
 
 
 class TestFailures:
@@ -351,7 +364,7 @@ class TestFailures:
             monkeypatch.setattr(engine._decoder._loaded, "detokenizer", Broken)
             with pytest.raises(EngineFailed):
                 await answer(engine, chat())
-            assert (await finish(good))[1] == Finished("length", 5, 300)
+            assert (await finish(good))[1] == End("length", 5, 300)
             assert engine.state == "ready"
         assert CANARY not in caplog.text
 

@@ -184,13 +184,35 @@ class TestAnswers:
             assert complete.usage == protocol.Usage(5, len(SCRIPT))
             check_proof(connection, job)
 
+    async def test_choices_and_a_remembered_prompt_are_counted(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(machine.slots["random"].engine._decoder, "_memory_in_use", lambda: 0.0)
+        asked = chat("a question to remember", n=2, cache_salt="f" * 64, model="random", max_tokens=6, temperature=0)
+        async with connected(machine) as (connection, _, _):
+            first = await (await connection.submit(asked)).completed()
+            job = await connection.submit({**asked, "stream": True})
+            second = await job.completed()
+            check_proof(connection, job)
+        assert first.usage.cached_tokens == 0
+        assert second.usage.cached_tokens == first.usage.prompt_tokens - 1
+        assert (second.usage.prompt_tokens, second.usage.completion_tokens) == (first.usage.prompt_tokens, 12)
+        ends = [choice for payload in job.payloads() for choice in payload["choices"] if choice["finish_reason"]]
+        assert sorted(choice["index"] for choice in ends) == [0, 1]
+
     async def test_a_whole_answer(self, machine: Machine) -> None:
         async with connected(machine) as (connection, _, _):
             job = await connection.submit(chat())
             complete = await job.completed()
             (payload,) = job.payloads()
             assert payload["choices"][0]["message"] == {"role": "assistant", "content": STORY}
-            assert payload["usage"] == {"prompt_tokens": 5, "completion_tokens": 11, "total_tokens": 16}
+            assert payload["usage"] == {
+                "prompt_tokens": 5,
+                "completion_tokens": 11,
+                "total_tokens": 16,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
+            }
             assert complete.usage == protocol.Usage(5, 11)
             check_proof(connection, job)
 
@@ -239,13 +261,14 @@ class TestAnswers:
             job = await connection.submit(chat(model="endless", max_tokens=50_000, stream=True))
             await job.chunk(3)
             async with asyncio.timeout(30):
-                while (busy := await connection.heartbeat()).status != "serving":
-                    pass
-            assert busy.active_model == "endless"
-            assert busy.backend_capacity is not None
-            slot = busy.backend_capacity.slots[1]
+                # The first one may have been made before the first token was.
+                slot = protocol.Slot("", "")
+                while slot.active_tokens <= 5:
+                    busy = await connection.heartbeat()
+                    assert busy.backend_capacity is not None
+                    slot = busy.backend_capacity.slots[1]
+            assert (busy.status, busy.active_model) == ("serving", "endless")
             assert (slot.model, slot.num_running, slot.max_tokens_potential) == ("endless", 1, 50_000)
-            assert slot.active_tokens > 5
             await connection.send(protocol.Cancel(job.id))
             complete = await job.completed()
             async with asyncio.timeout(30):
@@ -330,6 +353,12 @@ class TestRefusals:
             failure = await (await connection.submit_sealed(sealed, job_id="a")).failed()
             assert (failure.status_code, failure.error) == (400, "the request cannot be decrypted")
 
+    async def test_a_schema_that_does_not_compile(self, machine: Machine) -> None:
+        schema = {"type": "json_schema", "json_schema": {"schema": {"type": CANARY}}}
+        async with connected(machine) as (connection, _, _):
+            failure = await (await connection.submit(chat(response_format=schema))).failed()
+        assert (failure.status_code, failure.error) == (400, "response_format: the JSON schema does not compile")
+
     async def test_a_job_id_that_was_used_before(self, machine: Machine) -> None:
         async with connected(machine) as (connection, _, _):
             await (await connection.submit(chat(), job_id="a")).completed()
@@ -342,8 +371,8 @@ class TestRefusals:
             (b"{" + CANARY.encode(), 400, "the request body is not a JSON object"),
             (chat(model="stor"), 404, "This machine does not serve the requested model."),
             (chat(model="story-2"), 404, "This machine does not serve the requested model."),
-            (chat(tools=[{"type": "function"}]), 400, "tools: not supported by this machine"),
-            (chat(CANARY, n=2), 400, "n: not supported by this machine"),
+            (chat(functions=[{}]), 400, "functions: not supported by this machine"),
+            (chat(CANARY, best_of=2), 400, "best_of: not supported by this machine"),
         ],
     )
     async def test_a_body_that_cannot_be_run(
@@ -543,7 +572,7 @@ async def test_no_prompt_and_no_answer_reaches_the_log(
             def fail(*_: object) -> None:
                 raise RuntimeError(CANARY)
 
-            monkeypatch.setattr(slots["story"].engine._prompter, "render", fail)
+            monkeypatch.setattr(slots["story"].engine._preparer, "prepare", fail)
             assert (await (await connection.submit(chat(CANARY))).failed()).status_code == 500
     everything = caplog.text + "".join(str(vars(record)) for record in caplog.records)
     assert "canary" not in everything

@@ -62,16 +62,24 @@ class Job:
         sealed = Sealed(self._machine.public_key, self._channel.seal(text.encode()))
         await self._machine.send(InferenceResponseChunk(request_id=self.job_id, encrypted_data=sealed))
 
-    async def delta(self, content: str | None = None, *, finish: str | None = None) -> None:
-        delta = {} if content is None else {"content": content}
-        event = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-        await self.chunk("data: " + json.dumps(event))
+    async def delta(self, content: str | None = None, *, finish: str | None = None, index: int = 0) -> None:
+        await self.say({} if content is None else {"content": content}, finish=finish, index=index)
 
-    async def complete(self, prompt_tokens: int, completion_tokens: int) -> None:
+    async def say(self, delta: dict[str, Any], *, finish: str | None = None, index: int = 0, **more: Any) -> None:
+        """A chunk of a stream with one choice. ``more`` are members beside its delta."""
+        choice = {"index": index, "delta": delta, "finish_reason": finish} | more
+        await self.chunk("data: " + json.dumps({"choices": [choice]}))
+
+    async def whole(self, *choices: dict[str, Any]) -> None:
+        """An answer in one piece: the members of each choice but for its index."""
+        numbered = [{"index": index, "finish_reason": "stop"} | choice for index, choice in enumerate(choices)]
+        await self.chunk("data: " + json.dumps({"choices": numbered}))
+
+    async def complete(self, prompt_tokens: int, completion_tokens: int, **details: int) -> None:
         await self._machine.send(
             InferenceComplete(
                 request_id=self.job_id,
-                usage=Usage(prompt_tokens, completion_tokens),
+                usage=Usage(prompt_tokens, completion_tokens, **details),
                 response_hash="ab" * 32,
                 se_signature="c2ln",
             )
@@ -81,18 +89,17 @@ class Job:
 async def answer_at_once(machine: Machine, job: Job, words: tuple[str, ...] = ("Hello", ", ", "world")) -> None:
     """A well-behaved answer of a few words, in the form that was asked for."""
     await job.accept()
+    choices = range(job.body.get("n") or 1)
     if job.body.get("stream"):
-        await job.chunk(
-            'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}'
-        )
-        for word in words:
-            await job.delta(word)
-        await job.delta(finish="stop")
+        for index in choices:
+            await job.say({"role": "assistant", "content": ""}, index=index)
+            for word in words:
+                await job.delta(word, index=index)
+            await job.delta(finish="stop", index=index)
         await job.chunk("data: [DONE]")
     else:
-        message = {"role": "assistant", "content": "".join(words)}
-        await job.chunk("data: " + json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))
-    await job.complete(7, len(words))
+        await job.whole(*({"message": {"role": "assistant", "content": "".join(words)}} for _ in choices))
+    await job.complete(7, len(words) * len(choices))
 
 
 class Machine:

@@ -15,6 +15,7 @@ from adapters.scheduler.scheduler import release_of, settlement_of
 from api.consumer.admission import Bounds
 from api.consumer.answers import Whole
 from api.consumer.attempt import Delta, Started
+from api.consumer.expected import Expected
 from api.consumer.inference import ATTEMPTS_MAX, Consumed, Event, Finished, Inference, Timeouts, Tools
 from api.inbox import Aborted, Inbox, KeyRevoked, MachineLost
 from domain.dispatch import Assigned, DispatchJob, Job, Refused, ReleaseJob, SettleJob, Waiting
@@ -231,9 +232,8 @@ class Race:
             account_id="ada",
             model="model",
             size_gb=0.0,
-            bounds=Bounds(1_000, 1_000, 10, 10),
-            stop_bytes=0,
-            stream=self._stream,
+            bounds=Bounds(1_000, 1_000, 1_000, 10, 10),
+            expected=Expected(self._stream),
             body=b"{}",
             inbox=self._inbox,
             tools=Tools(

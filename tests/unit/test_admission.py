@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.consumer.admission import COMPLETION_SLACK_TOKENS, admit_command, bounds_of, completion_bound
+from api.consumer.admission import TOOLS_TEMPLATE_TOKENS, admit_command, bounds_of
 from api.consumer.chat_request import DEFAULT_OUTPUT_TOKENS, ROUTING_OUTPUT_TOKENS, ChatRequest, parse_chat
 from domain.catalog import CatalogModel
 from domain.eventsourced import Actor
@@ -53,6 +53,24 @@ class TestBounds:
         request = chat("a", "b", "c")
         assert bounds_of(request, MODEL).prompt_bound == request.prompt_bytes + 50 + 3 * 10
 
+    def test_tools_may_be_laid_out_wide_and_explained(self) -> None:
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+        plain, equipped = chat("a"), chat("a", tools=tools)
+        assert equipped.tools_bytes == len(msgspec.json.encode(tools))
+        assert bounds_of(equipped, MODEL).prompt_bound == (
+            bounds_of(plain, MODEL).prompt_bound + 2 * equipped.tools_bytes + TOOLS_TEMPLATE_TOKENS
+        )
+        assert equipped.prompt_estimate > plain.prompt_estimate
+        assert chat("a", tools=[]).tools_bytes == 0
+
+    @given(st.integers(1, 4), st.none() | st.integers(1, 10_000))
+    def test_every_choice_may_be_as_long_as_the_only_one(self, choices: int, limit: int | None) -> None:
+        one, several = bounds_of(chat(max_tokens=limit), MODEL), bounds_of(chat(max_tokens=limit, n=choices), MODEL)
+        assert several.output_limit == one.output_limit == one.output_bound
+        assert several.output_bound == choices * one.output_bound
+        assert several.output_estimate == choices * one.output_estimate
+        assert several.prompt_bound == one.prompt_bound
+
     def test_a_prompt_is_never_longer_than_the_models_context(self) -> None:
         assert bounds_of(chat("x" * 100_000), MODEL).prompt_bound == 10_000
 
@@ -93,9 +111,3 @@ class TestTheCommand:
             expires_at=BEGINNING,
         )
         assert command.reserved_micro_usd == 777
-
-
-@pytest.mark.parametrize(("delivered", "stop", "bound"), [(0, 0, 16), (100, 0, 116), (100, 7, 123)])
-def test_completion_tokens_are_bounded_by_the_bytes_that_were_delivered(delivered: int, stop: int, bound: int) -> None:
-    assert COMPLETION_SLACK_TOKENS == 16
-    assert completion_bound(delivered, stop) == bound

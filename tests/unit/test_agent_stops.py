@@ -20,7 +20,8 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
     for piece in pieces:
         text, stopped = stop_filter.feed(piece)
         delivered += text
-        if stopped:
+        if stopped is not None:
+            assert stopped in stops
             return delivered, True
     return delivered + stop_filter.flush(), False
 
@@ -43,7 +44,7 @@ def test_a_partial_match_at_the_end_is_delivered() -> None:
 
 def test_nothing_that_may_belong_to_a_stop_text_is_delivered_early() -> None:
     stop_filter = StopFilter(["STOP"])
-    assert stop_filter.feed("go ST") == ("go ", False)
+    assert stop_filter.feed("go ST") == ("go ", None)
 
 
 def test_the_stop_text_that_is_complete_first_wins() -> None:

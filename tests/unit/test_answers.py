@@ -54,6 +54,8 @@ class TestChunks:
             ({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, False),
             ({"choices": [{"delta": {"content": "x"}}]}, True),
             ({"choices": [{"delta": {"reasoning": "x"}}]}, True),
+            ({"choices": [{"delta": {}, "logprobs": {"content": [{"token": "x", "logprob": -1}]}}]}, True),
+            ({"choices": [{"delta": {}, "logprobs": {"content": None}}]}, False),
             ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, True),
             ({"choices": [{"delta": {}}, {"index": 1, "delta": {"content": "x"}}]}, True),
         ],
@@ -70,7 +72,7 @@ class TestWholes:
     def test_a_completion_is_read(self) -> None:
         value = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hé"}, "finish_reason": "stop"}]}
         whole = read_whole(line(value))
-        assert (whole.content_bytes, whole.has_content, whole.choices[0].finish_reason) == (3, True, "stop")
+        assert (whole.content_bytes, whole.choices[0].finish_reason) == (3, "stop")
 
     @pytest.mark.parametrize("value", [{}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": 5}])
     def test_what_is_no_completion_is_refused(self, value: Any) -> None:

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.consumer.answers import (
+    ChosenToken,
+    LikelyToken,
     ProviderDelta,
     ProviderFunction,
+    ProviderLogprobs,
     ProviderMessage,
     ProviderToolCall,
     Whole,
@@ -17,6 +20,7 @@ from api.consumer.answers import (
 )
 from api.consumer.attempt import Started
 from api.consumer.chat_rendering import DONE, ChatAnswer, usage_of
+from api.consumer.expected import Expected
 from api.consumer.inference import Finished
 from api.consumer.rendering import proofs_of
 from domain.errors import AttemptTimedOut, ProviderFailed
@@ -37,8 +41,9 @@ USAGE = (
 PROOFS = b'"se_signature":"%b","response_hash":"%b"' % (SIGNATURE.encode(), HASH.encode())
 
 
-def stream(*, include_usage: bool = False, model: str = "M") -> ChatAnswer:
-    return ChatAnswer(model=model, created=1_777_500_000, include_usage=include_usage)
+def stream(*, include_usage: bool = False, model: str = "M", choices: int = 1, logprobs: bool = False) -> ChatAnswer:
+    expected = Expected(stream=True, choices=choices, logprobs=logprobs)
+    return ChatAnswer(model=model, created=1_777_500_000, include_usage=include_usage, expected=expected)
 
 
 def said(content: str | None = None, *, index: int = 0, finish: str | None = None, **more: Any) -> ProviderDelta:
@@ -105,7 +110,7 @@ class TestStreams:
         assert event["choices"][0]["finish_reason"] == "stop"
 
     def test_each_choice_finishes_once_with_its_first_reason(self) -> None:
-        rendering = stream()
+        rendering = stream(choices=2)
         rendering.start(STARTED)
         rendering.delta((said(index=1, finish="length"), said(index=0, finish="stop")))
         rendering.delta((said(index=1, finish="stop"),))
@@ -172,7 +177,7 @@ class TestStreams:
         self, chunks: list[list[ProviderDelta]], include_usage: bool, finished: Finished
     ) -> None:
         # Given any chunks of a machine, when they are rendered from the start to the end,
-        rendering = stream(include_usage=include_usage)
+        rendering = stream(include_usage=include_usage, choices=3)
         raw = rendering.start(STARTED)
         raw += b"".join(rendering.delta(tuple(choices)) for choices in chunks)
         raw += rendering.finish(finished)
@@ -186,9 +191,10 @@ class TestStreams:
                 assert None not in choice["delta"].values()
         assert raw.endswith(DONE)
         assert raw.count(DONE) == 1
-        # Exactly one role comes first; the text is all there, in order; each choice finishes once, at the end.
+        # One role a choice comes first; the text is all there, in order; each choice finishes once, at the end.
         roles = [event for event in events if event["choices"] and "role" in event["choices"][0]["delta"]]
-        assert roles == events[:1]
+        assert roles == events[:3]
+        assert [event["choices"][0]["index"] for event in roles] == [0, 1, 2]
         for index in range(3):
             sent = "".join(one.delta.content or "" for choices in chunks for one in choices if one.index == index)
             assert sent == "".join(
@@ -200,14 +206,57 @@ class TestStreams:
         finishes = [
             choice["index"] for event in events for choice in event["choices"] if choice["finish_reason"] is not None
         ]
-        assert finishes == sorted({one.index for choices in chunks for one in choices if one.finish_reason} or {0})
+        assert finishes == [0, 1, 2]
         assert sum("usage" in event for event in events) == include_usage
+
+
+LIKELY = ProviderLogprobs((ChosenToken("Hé", -0.5, (72, 195, 169), (LikelyToken("Ho", -1.5),)),))
+LIKELY_JSON = (
+    b'{"content":[{"token":"H\xc3\xa9","logprob":-0.5,"bytes":[72,195,169],"top_logprobs":'
+    b'[{"token":"Ho","logprob":-1.5,"bytes":null}]}],"refusal":null}'
+)
+
+
+class TestLogprobs:
+    def test_they_stand_beside_the_text_of_their_tokens(self) -> None:
+        rendering = stream(logprobs=True)
+        rendering.start(STARTED)
+        raw = rendering.delta((ProviderDelta(0, ProviderMessage(content="Hé"), logprobs=LIKELY),))
+        assert b'{"index":0,"delta":{"content":"H\xc3\xa9"},"logprobs":' + LIKELY_JSON in raw
+
+    def test_a_token_that_is_no_text_yet_is_not_lost(self) -> None:
+        rendering = stream(logprobs=True)
+        rendering.start(STARTED)
+        (event,) = events_of(rendering.delta((ProviderDelta(0, logprobs=LIKELY),)))
+        assert event["choices"][0]["delta"] == {}
+        assert event["choices"][0]["logprobs"]["content"][0]["token"] == "Hé"
+
+    def test_what_nobody_asked_for_is_not_passed_on(self) -> None:
+        rendering = stream()
+        rendering.start(STARTED)
+        assert rendering.delta((ProviderDelta(0, logprobs=LIKELY),)) == b""
+        whole = Whole((WholeChoice(ProviderMessage(content="Hé"), logprobs=LIKELY),))
+        assert json.loads(rendering.whole(STARTED, whole, FINISHED))["choices"][0]["logprobs"] is None
+
+    def test_a_whole_answer_has_them_too(self) -> None:
+        whole = Whole((WholeChoice(ProviderMessage(content="Hé"), logprobs=LIKELY),))
+        assert LIKELY_JSON in stream(logprobs=True).whole(STARTED, whole, FINISHED)
 
 
 class TestWholeAnswers:
     def body(self, message: ProviderMessage, finish: str | None = "stop", finished: Finished = FINISHED) -> bytes:
         whole = Whole((WholeChoice(message, 0, finish),))
         return stream().whole(STARTED, whole, finished)
+
+    def test_choices_come_in_the_order_of_their_numbers(self) -> None:
+        whole = Whole(tuple(WholeChoice(ProviderMessage(content=str(index)), index) for index in (1, 0)))
+        choices = json.loads(stream(choices=2).whole(STARTED, whole, FINISHED))["choices"]
+        assert [(choice["index"], choice["message"]["content"]) for choice in choices] == [(0, "0"), (1, "1")]
+
+    def test_what_was_cached_and_thought_stands_in_the_usage(self) -> None:
+        usage = usage_of(Finished(Usage(12, 9, 8, 5), "", ""))
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 8}
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": 5}
 
     def test_a_whole_answer_byte_by_byte(self) -> None:
         assert self.body(ProviderMessage(role="assistant", content="Hello.")) == (

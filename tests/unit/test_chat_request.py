@@ -10,14 +10,47 @@ from hypothesis import strategies as st
 
 from agent.dialects import chat_request as agent_chat_request
 from api.consumer.chat_request import body_for_machine, parse_chat, provider_serials
+from api.consumer.expected import Expected
 from domain.errors import InvalidRequest
 
 HELLO: dict[str, Any] = {"model": "model", "messages": [{"role": "user", "content": "Hello"}]}
 SECRET = "the-secret-of-a-prompt"
+SALT = "5a" * 32
+CALL: dict[str, Any] = {"id": "call", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLED: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
 
 def body(**changes: Any) -> dict[str, Any]:
     return {**HELLO, **changes}
+
+
+def tool(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
+    return {"type": "function", "function": {"name": name, "description": "Does it.", "parameters": parameters}}
+
+
+TOOL = tool("f")
+HANDED_ON: list[dict[str, Any]] = [
+    {"tools": [TOOL], "tool_choice": "required"},
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
+    {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "strict": True}}},
+    {"n": 4},
+    {"n": 1.0},
+    {"logprobs": True},
+    {"logprobs": True, "top_logprobs": 20},
+    {"logit_bias": {"5": -100, "70000": 0.5}},
+    {"top_k": -1},
+    {"top_k": 40},
+    {"min_p": 0.05},
+    {"repetition_penalty": 1.2},
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "high"},
+    {"chat_template_kwargs": {"enable_thinking": False, "style": "plain", "budget": 5, "other": None}},
+    {"messages": [*HELLO["messages"], CALLED, {"role": "tool", "tool_call_id": "call", "content": "5"}]},
+]
 
 
 def refusal(**changes: Any) -> InvalidRequest:
@@ -29,12 +62,13 @@ def refusal(**changes: Any) -> InvalidRequest:
 class TestWhatIsRead:
     def test_the_smallest_request(self) -> None:
         request = parse_chat(body())
-        assert (request.model, request.stream, request.include_usage) == ("model", False, False)
-        assert (request.output_limit, request.message_count, request.stop_bytes) == (None, 1, 0)
+        assert (request.model, request.include_usage) == ("model", False)
+        assert (request.output_limit, request.message_count) == (None, 1)
+        assert request.expected == Expected(stream=False)
 
     def test_a_stream_with_usage(self) -> None:
         request = parse_chat(body(stream=True, stream_options={"include_usage": True}))
-        assert (request.stream, request.include_usage) == (True, True)
+        assert (request.expected.stream, request.include_usage) == (True, True)
 
     @pytest.mark.parametrize(
         ("limits", "limit"),
@@ -70,17 +104,25 @@ class TestWhatIsRead:
             "response_format",
             "n",
             "logprobs",
+            "top_logprobs",
             "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "logit_bias",
+            "top_k",
+            "min_p",
+            "reasoning_effort",
+            "chat_template_kwargs",
             "provider_serial",
         ],
     )
     def test_null_is_the_same_as_absent(self, name: str) -> None:
         request = parse_chat(body(**{name: None}))
-        assert (request.stream, request.output_limit, request.stop_bytes) == (False, None, 0)
+        assert (request.output_limit, request.expected) == (None, Expected(stream=False))
 
     @pytest.mark.parametrize(("stop", "longest"), [("é", 2), (["a", "bcd"], 3), ([], 0), (["x"] * 4, 1)])
     def test_the_longest_stop_sequence_is_measured_in_bytes(self, stop: Any, longest: int) -> None:
-        assert parse_chat(body(stop=stop)).stop_bytes == longest
+        assert parse_chat(body(stop=stop)).expected.stop_bytes == longest
 
     @pytest.mark.parametrize(
         "message",
@@ -124,9 +166,20 @@ class TestWhatIsRead:
         parse_chat(body(**changes))
 
     def test_a_whole_number_may_be_written_with_a_point(self) -> None:
-        chat = parse_chat(body(max_tokens=2.0, seed=5.0))
-        assert chat.output_limit == 2
-        assert b'"seed":5,' in body_for_machine(chat, 2)
+        chat = parse_chat(body(max_tokens=2.0, seed=5.0, n=2.0, top_k=3.0, logprobs=True, top_logprobs=4.0))
+        assert (chat.output_limit, chat.expected.choices) == (2, 2)
+        sent = body_for_machine(chat, 2, SALT)
+        for name, value in ((b"seed", 5), (b"n", 2), (b"top_k", 3), (b"top_logprobs", 4)):
+            assert b'"%b":%d,' % (name, value) in sent
+
+    def test_what_the_answer_must_be_follows_from_what_was_asked(self) -> None:
+        asked = body(stream=True, n=3, stop=["end", "é"], tools=[tool("f"), tool("g")], logprobs=True)
+        assert parse_chat(asked).expected == Expected(True, 3, 3, frozenset({"f", "g"}), logprobs=True)
+
+    @pytest.mark.parametrize("changes", HANDED_ON)
+    def test_what_is_handed_on_to_machines(self, changes: dict[str, Any]) -> None:
+        sent = json.loads(body_for_machine(parse_chat(body(**changes)), 77, SALT))
+        assert {name: sent[name] for name in changes} == changes
 
     @pytest.mark.parametrize(
         ("members", "serials"),
@@ -139,10 +192,11 @@ class TestWhatIsRead:
     )
     def test_serial_numbers_are_trimmed_and_named_once(self, members: dict[str, Any], serials: tuple[str, ...]) -> None:
         assert provider_serials(body(**members)) == serials
+        assert parse_chat(body(**members)).allowed == serials
 
     @pytest.mark.parametrize("name", ["provider_serial", "provider_serials"])
-    @pytest.mark.parametrize("value", ["", " ", [], [""], ["C02A", 5], 5, {}, "C02A", ["C02A"]])
-    def test_a_choice_of_machine_is_refused_by_name(self, name: str, value: Any) -> None:
+    @pytest.mark.parametrize("value", ["", " ", [], [""], ["C02A", 5], 5, {}, ["C02A"] * 65, "x" * 129])
+    def test_what_names_no_machine_is_refused_by_name(self, name: str, value: Any) -> None:
         assert refusal(**{name: value}).param == name
 
 
@@ -216,6 +270,62 @@ class TestWhatIsRefused:
             ("presence_penalty", []),
             ("seed", 1.5),
             ("seed", "1"),
+            ("n", 0),
+            ("n", 5),
+            ("n", 1.5),
+            ("n", True),
+            ("logprobs", 0),
+            ("logprobs", "yes"),
+            ("top_logprobs", -1),
+            ("top_logprobs", 21),
+            ("top_logprobs", 5),
+            ("logit_bias", []),
+            ("logit_bias", {"five": 1}),
+            ("logit_bias", {"-5": 1}),
+            ("logit_bias", {"5": 101}),
+            ("logit_bias", {"5": True}),
+            ("logit_bias", {"5": "1"}),
+            ("logit_bias", {str(token): 1 for token in range(1_025)}),
+            ("top_k", -2),
+            ("top_k", 0.5),
+            ("min_p", 1.1),
+            ("min_p", True),
+            ("repetition_penalty", 0),
+            ("repetition_penalty", 2.1),
+            ("reasoning_effort", "enormous"),
+            ("reasoning_effort", 1),
+            ("reasoning_effort", ["low"]),
+            ("parallel_tool_calls", 1),
+            ("tools", {}),
+            ("tools", [5]),
+            ("tools", [{"type": "function"}]),
+            ("tools", [{"type": "custom", "custom": {"name": "f"}}]),
+            ("tools", [{"type": "function", "function": {"name": "f g"}}]),
+            ("tools", [{"type": "function", "function": {"name": "x" * 65}}]),
+            ("tools", [{"type": "function", "function": {"name": "f", "description": 5}}]),
+            ("tools", [{"type": "function", "function": {"name": "f", "strict": "yes"}}]),
+            ("tools", [{"type": "function", "function": {"name": "f", "parameters": {"type": "thing"}}}]),
+            ("tools", [TOOL, TOOL]),
+            ("tools", [{"type": "function", "function": {"name": f"f{number}"}} for number in range(129)]),
+            ("tool_choice", "required"),
+            ("tool_choice", "f"),
+            ("tool_choice", 5),
+            ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+            ("tool_choice", {"type": "allowed_tools"}),
+            ("response_format", {"type": "xml"}),
+            ("response_format", {"type": "json_schema"}),
+            ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
+            ("response_format", {"type": "json_schema", "json_schema": {"schema": {}}}),
+            ("response_format", {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+            ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "thing"}}}),
+            ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "strict": 1}}),
+            ("chat_template_kwargs", []),
+            ("chat_template_kwargs", {"deep": {"er": 1}}),
+            ("chat_template_kwargs", {"long": "x" * 257}),
+            ("chat_template_kwargs", {"chat_template": "{{ messages }}"}),
+            ("chat_template_kwargs", {"messages": None}),
+            ("chat_template_kwargs", {"__class__": 1}),
+            ("chat_template_kwargs", {f"a{number}": 1 for number in range(17)}),
             ("seed", True),
             ("seed", 2**63),
             ("stop", ""),
@@ -233,23 +343,10 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("response_format", {"type": "json_object"}),
-            ("response_format", {"type": "json_schema", "json_schema": {}}),
-            ("n", 2),
-            ("n", 0),
-            ("n", True),
-            ("logprobs", True),
-            ("logprobs", 0),
-            ("top_logprobs", 5),
-            ("logit_bias", {"5": 1}),
-            ("tools", [{"type": "function", "function": {"name": "f"}}]),
-            ("tool_choice", "required"),
-            ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+            ("best_of", 2),
             ("functions", [{"name": "f"}]),
             ("function_call", "auto"),
             ("audio", {"voice": "v"}),
-            ("provider_serial", "C02EXAMPLE01"),
-            ("provider_serials", ["C02EXAMPLE01"]),
             ("min_trust", "hardware"),
         ],
     )
@@ -267,6 +364,11 @@ class TestWhatIsRefused:
             {"stop": [SECRET, ""]},
             {"tools": [{"name": SECRET}]},
             {"response_format": {"type": SECRET}},
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {SECRET: 1, "type": SECRET}}}]},
+            {"tool_choice": {"type": "function", "function": {"name": SECRET}}, "tools": [TOOL]},
+            {"chat_template_kwargs": {SECRET: SECRET}},
+            {"reasoning_effort": SECRET},
+            {"logit_bias": {SECRET: SECRET}},
             {"model": [SECRET]},
         ],
     )
@@ -296,7 +398,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=40)
 messages = st.lists(
     st.fixed_dictionaries(
         {
-            "role": st.sampled_from(["system", "user", "assistant", "tool"]),
+            "role": st.sampled_from(["system", "user", "assistant", "developer"]),
             "content": texts | st.lists(st.builds(lambda text: {"type": "text", "text": text}, texts), min_size=1),
         }
     ),
@@ -306,6 +408,15 @@ messages = st.lists(
 
 
 class TestSizes:
+    @pytest.mark.parametrize("name", ["response_format", "chat_template_kwargs"])
+    def test_what_a_template_may_print_is_counted(self, name: str) -> None:
+        values = {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"title": "x" * 1_000}}},
+            "chat_template_kwargs": {"style": "x" * 200},
+        }
+        more = parse_chat(body(**{name: values[name]})).prompt_bytes - parse_chat(body()).prompt_bytes
+        assert more == len(json.dumps(values[name], separators=(",", ":")))
+
     @given(messages, st.dictionaries(st.sampled_from(["system", "instructions", "prompt", "input"]), texts))
     def test_the_prompts_bytes_are_never_fewer_than_those_of_its_texts(
         self, said: list[dict[str, Any]], more: dict[str, str]
@@ -332,7 +443,7 @@ class TestSizes:
 
 class TestTheBodyForTheMachine:
     def sent(self, **changes: Any) -> dict[str, Any]:
-        return dict(json.loads(body_for_machine(parse_chat(body(**changes)), 77)))
+        return dict(json.loads(body_for_machine(parse_chat(body(**changes)), 77, SALT)))
 
     @pytest.mark.parametrize(
         "limits",
@@ -383,11 +494,45 @@ class TestTheBodyForTheMachine:
     def test_the_consumers_own_body_is_not_touched(self) -> None:
         original = body(user="ada", stop="END", max_tokens=5)
         before = json.dumps(original)
-        body_for_machine(parse_chat(original), 77)
+        body_for_machine(parse_chat(original), 77, SALT)
         assert json.dumps(original) == before
 
     def test_a_consumer_cannot_say_which_endpoint_a_machine_should_take_it_for(self) -> None:
         assert "endpoint" not in self.sent(endpoint="/v1/messages")
+
+    def test_a_consumer_cannot_share_what_machines_cached_of_somebody_else(self) -> None:
+        assert self.sent(cache_salt=SECRET)["cache_salt"] == SALT
+
+
+def test_a_format_does_not_go_together_with_tools() -> None:
+    wanted = {"response_format": {"type": "json_object"}, "tools": [TOOL]}
+    assert refusal(**wanted).param == "response_format"
+    parse_chat(body(**wanted, tool_choice="none"))
+    parse_chat(body(tools=[TOOL], response_format={"type": "text"}))
+
+
+class TestCallsOfEarlierTurns:
+    @pytest.mark.parametrize(
+        "message",
+        [
+            CALLED | {"role": "user", "content": "x"},
+            CALLED | {"tool_calls": {}},
+            CALLED | {"tool_calls": [{"id": "call"}]},
+            CALLED | {"tool_calls": [CALL | {"id": ""}]},
+            CALLED | {"tool_calls": [CALL | {"id": "x" * 257}]},
+            CALLED | {"tool_calls": [CALL | {"type": "custom"}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f"}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": {}}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f g", "arguments": "{}"}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"cut'}}]},
+            CALLED | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": "[1]"}}]},
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "tool", "content": "5"},
+            {"role": "tool", "content": "5", "tool_call_id": 5},
+        ],
+    )
+    def test_what_is_no_call_and_no_result_is_refused(self, message: dict[str, Any]) -> None:
+        assert refusal(messages=[*HELLO["messages"], message]).param == "messages"
 
 
 class TestAgainstTheAgent:
@@ -414,6 +559,7 @@ class TestAgainstTheAgent:
             {"min_p": 0.1},
             {"repetition_penalty": 1.2},
             {"endpoint": "/v1/messages"},
+            *HANDED_ON,
         ],
         ids=lambda changes: ",".join(changes) or "plain",
     )
@@ -421,4 +567,4 @@ class TestAgainstTheAgent:
         # What the agent cannot do must be refused here, by its name: later it is an error without one, after a hold.
         with contextlib.suppress(InvalidRequest):
             request = parse_chat(body(**changes))
-            agent_chat_request.parse(body_for_machine(request, 77))
+            agent_chat_request.parse(body_for_machine(request, 77, SALT))

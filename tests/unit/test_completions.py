@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from api.consumer.answers import ProviderDelta, ProviderMessage, Whole, WholeChoice
+from api.consumer.answers import (
+    ChosenToken,
+    LikelyToken,
+    ProviderDelta,
+    ProviderLogprobs,
+    ProviderMessage,
+    Whole,
+    WholeChoice,
+)
 from api.consumer.attempt import Started
 from api.consumer.chat_request import body_for_machine
 from api.consumer.completions_rendering import CompletionAnswer
@@ -23,22 +31,52 @@ ASK = {"model": "M", "prompt": "Paris is"}
 HEAD = b'data: {"id":"cmpl-job","object":"text_completion","created":1777500000,"model":"M","choices":['
 
 
-def answer(*, include_usage: bool = False, echo: str = "") -> CompletionAnswer:
-    return CompletionAnswer(model="M", created=1_777_500_000, include_usage=include_usage, echo=echo)
+def answer(
+    *, include_usage: bool = False, echo: str = "", choices: int = 1, logprobs: bool = False
+) -> CompletionAnswer:
+    return CompletionAnswer(
+        model="M",
+        created=1_777_500_000,
+        include_usage=include_usage,
+        echoes=(echo,) * choices,
+        with_logprobs=logprobs,
+    )
 
 
-def delta(finish: str | None = None, **message: Any) -> tuple[ProviderDelta, ...]:
-    return (ProviderDelta(0, ProviderMessage(**message), finish),)
+def delta(finish: str | None = None, *, index: int = 0, **message: Any) -> tuple[ProviderDelta, ...]:
+    return (ProviderDelta(index, ProviderMessage(**message), finish),)
+
+
+def sent(members: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(body_for_machine(chat, 16, "salt")) for chat in parse_completion(ASK | members).chats]
 
 
 @pytest.mark.parametrize("prompt", ["Paris is", ["Paris is"]])
 def test_a_prompt_becomes_the_message_of_a_user(prompt: Any) -> None:
-    request = parse_completion(ASK | {"prompt": prompt, "echo": False, "suffix": "", "user": "u"})
-    assert json.loads(body_for_machine(request.chat, 16)) == {
-        "model": "M",
-        "messages": [{"role": "user", "content": "Paris is"}],
-        "max_tokens": 16,
-    }
+    assert sent({"prompt": prompt, "echo": False, "suffix": "", "user": "u"}) == [
+        {
+            "model": "M",
+            "messages": [{"role": "user", "content": "Paris is"}],
+            "max_tokens": 16,
+            "cache_salt": "salt",
+        }
+    ]
+
+
+def test_each_of_several_prompts_becomes_a_request() -> None:
+    request = parse_completion(ASK | {"prompt": ["a", "b"], "echo": True, "n": 2})
+    assert [chat.body["messages"][0]["content"] for chat in request.chats] == ["a", "b"]
+    assert [chat.expected.choices for chat in request.chats] == [2, 2]
+    assert request.echoes == ("a", "b")
+    assert parse_completion(ASK | {"prompt": ["a", "b"]}).echoes == ("", "")
+
+
+def test_log_probabilities_are_asked_for_in_the_words_of_a_chat() -> None:
+    (body,) = sent({"logprobs": 0})
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 0)
+    (body,) = sent({"logprobs": 5.0})
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 5)
+    assert "logprobs" not in sent({})[0]
 
 
 @pytest.mark.parametrize(
@@ -49,12 +87,15 @@ def test_a_prompt_becomes_the_message_of_a_user(prompt: Any) -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, 2]}, "prompt"),
         ({"prompt": [[1, 2]]}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 17}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
         ({"suffix": "x"}, "suffix"),
-        ({"logprobs": 1}, "logprobs"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 1, "echo": True}, "echo"),
+        ({"top_logprobs": 1}, "top_logprobs"),
         ({"echo": "yes"}, "echo"),
-        ({"n": 2}, "n"),
+        ({"n": 5}, "n"),
         ({"best_of": 2}, "best_of"),
         ({"stop": ["a"] * 5}, "stop"),
     ],
@@ -89,6 +130,46 @@ def test_an_echo_stands_in_front_of_the_answer() -> None:
     assert json.loads(answer(echo="Paris is").whole(STARTED, whole, UNSIGNED))["choices"] == [
         {"index": 0, "text": "Paris is big", "logprobs": None, "finish_reason": "stop"}
     ]
+
+
+def test_each_choice_has_its_echo_and_its_finish() -> None:
+    rendering = answer(echo="Paris is", choices=2)
+    raw = rendering.start(STARTED) + rendering.delta(delta(content=" a", index=1)) + rendering.delta(delta("length"))
+    raw += rendering.finish(UNSIGNED)
+    events = [json.loads(event[6:])["choices"][0] for event in raw.split(b"\n\n")[:-2]]
+    assert [(event["index"], event["text"], event["finish_reason"]) for event in events] == [
+        (0, "Paris is", None),
+        (1, "Paris is", None),
+        (1, " a", None),
+        (0, "", "length"),
+        (1, "", "stop"),
+    ]
+
+
+def test_log_probabilities_are_lists_side_by_side() -> None:
+    rendering = answer(logprobs=True)
+    rendering.start(STARTED)
+    found = []
+    for token in ("é", "x"):
+        likely = ChosenToken(token, -0.5, None, (LikelyToken(token, -0.5), LikelyToken("y", -2.0)))
+        chunk = (ProviderDelta(0, ProviderMessage(content=token), logprobs=ProviderLogprobs((likely,))),)
+        found.append(json.loads(rendering.delta(chunk)[6:])["choices"][0]["logprobs"])
+    assert found == [
+        {
+            "tokens": [token],
+            "token_logprobs": [-0.5],
+            "top_logprobs": [{token: -0.5, "y": -2.0}],
+            "text_offset": [offset],
+        }
+        for offset, token in enumerate("éx")
+    ]
+
+
+def test_without_likelier_ones_the_member_for_them_is_null() -> None:
+    tokens = ProviderLogprobs((ChosenToken("x", -0.5),))
+    whole = Whole((WholeChoice(ProviderMessage(content="x"), 0, "stop", logprobs=tokens),))
+    (choice,) = json.loads(answer(logprobs=True).whole(STARTED, whole, UNSIGNED))["choices"]
+    assert choice["logprobs"] == {"tokens": ["x"], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [0]}
 
 
 def test_reasoning_is_kept_beside_the_text() -> None:

@@ -27,7 +27,7 @@ ASK = {"model": "M", "max_tokens": 16, "messages": [{"role": "user", "content": 
 def lowered(**members: Any) -> dict[str, Any]:
     """What a machine gets."""
     request = parse_messages(ASK | members)
-    body: dict[str, Any] = json.loads(body_for_machine(request.chat, 16))
+    body: dict[str, Any] = json.loads(body_for_machine(request.chat, 16, "salt"))
     return body
 
 
@@ -52,7 +52,13 @@ def events_of(raw: bytes) -> list[dict[str, Any]]:
 
 class TestRequests:
     def test_a_plain_question_stays_one_message(self) -> None:
-        assert lowered() == {"model": "M", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
+        assert lowered() == {
+            "model": "M",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 16,
+            "reasoning_effort": "none",
+            "cache_salt": "salt",
+        }
 
     @pytest.mark.parametrize("system", ["Be brief.", [{"type": "text", "text": "Be brief.", "cache_control": {}}]])
     def test_a_system_prompt_becomes_the_first_message(self, system: Any) -> None:
@@ -86,8 +92,6 @@ class TestRequests:
         }
 
     def test_results_of_tools_come_before_what_the_user_says(self) -> None:
-        from api.consumer.messages_request import _lowered_messages  # refused further on while machines have no tools
-
         use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}}
         result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no", "is_error": True}
         messages = [
@@ -95,7 +99,7 @@ class TestRequests:
             {"role": "assistant", "content": [use]},
             {"role": "user", "content": [{"type": "text", "text": "well?"}, result]},
         ]
-        assert _lowered_messages(messages)[1:] == [
+        assert lowered(messages=messages)["messages"][1:] == [
             {
                 "role": "assistant",
                 "content": None,
@@ -124,7 +128,8 @@ class TestRequests:
             ({"temperature": 1.5}, "temperature"),
             ({"temperature": "hot"}, "temperature"),
             ({"top_p": 2}, "top_p"),
-            ({"top_k": 5}, "top_k"),
+            ({"top_k": -2}, "top_k"),
+            ({"top_k": 1.5}, "top_k"),
             ({"stream": 1}, "stream"),
             ({"system": 5}, "system"),
             ({"system": [{"type": "image"}]}, "system"),
@@ -133,14 +138,26 @@ class TestRequests:
             ({"stop_sequences": [""]}, "stop_sequences"),
             ({"thinking": {"type": "loud"}}, "thinking"),
             ({"thinking": True}, "thinking"),
-            ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
+            ({"tools": [{"name": "f", "input_schema": {"type": "thing"}}]}, "tools"),
+            ({"tools": [{"name": "f g"}]}, "tools"),
+            ({"tools": [{"name": "f"}, {"name": "f"}]}, "tools"),
+            ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
+            ({"tool_choice": {"type": "tool", "name": "g"}, "tools": [{"name": "f"}]}, "tool_choice"),
             ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools"),
             ({"tools": {}}, "tools"),
             ({"tool_choice": {"type": "any"}}, "tool_choice"),
             ({"tool_choice": "auto"}, "tool_choice"),
             ({"container": "c"}, "container"),
             ({"mcp_servers": [{}]}, "mcp_servers"),
-            ({"output_config": {"effort": "high"}}, "output_config"),
+            ({"output_config": {"effort": "enormous"}}, "output_config"),
+            ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
+            ({"output_config": {"format": {"type": "json_schema"}}}, "output_config"),
+            ({"output_config": 5}, "output_config"),
+            (
+                {"output_config": {"format": {"type": "json_schema", "schema": {}}}, "tools": [{"name": "f"}]},
+                "output_config",
+            ),
+            ({"output_format": {"type": "json_schema", "schema": {"type": "thing"}}}, "output_format"),
             ({"speed": "fast"}, "speed"),
         ],
     )
@@ -151,7 +168,51 @@ class TestRequests:
 
     def test_what_names_the_caller_does_not_reach_a_machine(self) -> None:
         body = lowered(metadata={"user_id": "u"}, service_tier="auto", cache_control={}, user_profile_id="u")
-        assert body.keys() == {"model", "messages", "max_tokens"}
+        assert body.keys() == {"model", "messages", "max_tokens", "reasoning_effort", "cache_salt"}
+
+    def test_what_means_nothing_in_this_dialect_does_not_reach_a_machine(self) -> None:
+        chats_own = {"n": 3, "logprobs": True, "top_logprobs": 2, "response_format": {"type": "json_object"}}
+        assert lowered(**chats_own) == lowered()
+        assert parse_messages(ASK | chats_own).chat.expected.choices == 1
+
+    @pytest.mark.parametrize(
+        ("choice", "lowered_choice", "parallel"),
+        [
+            ({"type": "auto"}, "auto", None),
+            ({"type": "any"}, "required", None),
+            ({"type": "none"}, "none", None),
+            ({"type": "tool", "name": "f"}, {"type": "function", "function": {"name": "f"}}, None),
+            ({"type": "any", "disable_parallel_tool_use": True}, "required", False),
+        ],
+    )
+    def test_tools_become_functions(self, choice: Any, lowered_choice: Any, parallel: bool | None) -> None:
+        tool = {"name": "f", "description": "Does it.", "input_schema": {"type": "object"}, "cache_control": {}}
+        body = lowered(tools=[tool, {"type": "custom", "name": "g"}], tool_choice=choice)
+        assert [one["function"] for one in body["tools"]] == [
+            {"name": "f", "parameters": {"type": "object"}, "description": "Does it."},
+            {"name": "g", "parameters": {"type": "object"}},
+        ]
+        assert body["tool_choice"] == lowered_choice
+        assert body.get("parallel_tool_calls") is parallel
+
+    @pytest.mark.parametrize(
+        ("members", "effort"),
+        [
+            ({}, "none"),
+            ({"thinking": {"type": "disabled"}}, "none"),
+            ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "medium"),
+            ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "xhigh"),
+            ({"output_config": {"effort": "low"}}, "low"),
+        ],
+    )
+    def test_a_model_thinks_only_for_those_who_ask_for_it(self, members: dict[str, Any], effort: str) -> None:
+        assert lowered(**members)["reasoning_effort"] == effort
+
+    @pytest.mark.parametrize("name", ["output_config", "output_format"])
+    def test_a_format_becomes_that_of_a_chat(self, name: str) -> None:
+        given = {"type": "json_schema", "schema": {"type": "object"}}
+        body = lowered(**{name: {"format": given} if name == "output_config" else given})
+        assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
 class TestStreams:
@@ -257,6 +318,12 @@ class TestWholeAnswers:
             "se_signature": "c2ln",
             "response_hash": HASH,
         }
+
+    def test_what_was_read_from_a_cache_is_counted_apart(self) -> None:
+        finished = Finished(Usage(12, 3, cached_tokens=8), HASH, "")
+        whole = Whole((WholeChoice(ProviderMessage(content="Hi"), 0, "stop"),))
+        usage = json.loads(answer().whole(STARTED, whole, finished))["usage"]
+        assert usage == {"input_tokens": 4, "output_tokens": 3, "cache_read_input_tokens": 8}
 
     def test_an_empty_answer_has_no_blocks(self) -> None:
         assert self.whole(ProviderMessage(content=""), None)["content"] == []

@@ -131,6 +131,7 @@ FROM_PROVIDER: list[protocol.FromProvider] = [
     InferenceResponseChunk(JOB, Sealed(KEY, "c2VhbGVk")),
     InferenceResponseChunk(JOB, data="plaintext"),
     InferenceComplete(JOB, Usage(9, 2)),
+    InferenceComplete(JOB, Usage(9, 2, cached_tokens=4, reasoning_tokens=1)),
     InferenceComplete(JOB, Usage(9, 2), response_hash="ab" * 32, se_signature="c2ln"),
     InferenceError(JOB, "model load failed", 503),
     AttestationResponse("nonce", "signature", KEY, sip_enabled=False, rdma_disabled=True),
@@ -187,6 +188,10 @@ class TestPresence:
         assert json.loads(encode(FROM_PROVIDER[0])).keys() == {"type", "hardware", "models", "backend"}
         assert json.loads(encode(FROM_PROVIDER[2])).keys() == {"type", "status", "stats", "system_metrics"}
         assert json.loads(encode(InferenceComplete(JOB, Usage(9, 2)))).keys() == {"type", "request_id", "usage"}
+        assert json.loads(encode(InferenceComplete(JOB, Usage(9, 0))))["usage"] == {
+            "prompt_tokens": 9,
+            "completion_tokens": 0,
+        }
         assert json.loads(encode(InferenceRequest(JOB))).keys() == {"type", "request_id"}
         assert json.loads(encode(RuntimeStatus(verified=True))) == {"type": "runtime_status", "verified": True}
 

@@ -26,8 +26,12 @@ ASK = {"model": "M", "input": "hello"}
 
 
 def lowered(**members: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(body_for_machine(parse_responses(ASK | members).chat, 16))
+    body: dict[str, Any] = json.loads(body_for_machine(parse_responses(ASK | members).chat, 16, "salt"))
     return body
+
+
+def chat_call(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def answer(**members: Any) -> Any:
@@ -54,7 +58,12 @@ def whole_stream(rendering: ResponsesAnswer, *deltas: tuple[ProviderDelta, ...])
 
 class TestRequests:
     def test_a_text_becomes_the_message_of_a_user(self) -> None:
-        assert lowered() == {"model": "M", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
+        assert lowered() == {
+            "model": "M",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 16,
+            "cache_salt": "salt",
+        }
 
     def test_items_become_messages_behind_the_instructions(self) -> None:
         items = [
@@ -81,25 +90,68 @@ class TestRequests:
         ]
 
     def test_calls_and_their_results_become_messages(self) -> None:
-        from api.consumer.responses_request import _messages  # refused further on while machines have no tools
-
         items = [
             {"type": "function_call", "call_id": "call_a", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "call_a", "output": "5"},
         ]
-        assert _messages(items) == [
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": "call_a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-            },
+        assert lowered(input=items)["messages"] == [
+            {"role": "assistant", "content": None, "tool_calls": [chat_call("call_a")]},
             {"role": "tool", "tool_call_id": "call_a", "content": "5"},
         ]
+
+    def test_what_the_assistant_said_and_called_in_one_turn_is_one_message(self) -> None:
+        items = [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": "Both:"},
+            {"type": "function_call", "call_id": "call_a", "name": "f", "arguments": "{}"},
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "call_b", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "call_a", "output": "5"},
+            {"type": "function_call", "call_id": "call_c", "name": "f", "arguments": "{}"},
+        ]
+        assert lowered(input=items)["messages"][1:] == [
+            {"role": "assistant", "content": "Both:", "tool_calls": [chat_call("call_a"), chat_call("call_b")]},
+            {"role": "tool", "tool_call_id": "call_a", "content": "5"},
+            {"role": "assistant", "content": None, "tool_calls": [chat_call("call_c")]},
+        ]
+
+    def test_tools_and_formats_become_those_of_a_chat(self) -> None:
+        function = {"name": "f", "description": "Does it.", "parameters": {"type": "object"}, "strict": True}
+        schema = {"name": "answer", "schema": {"type": "object"}, "strict": True}
+        body = lowered(
+            tools=[{"type": "function", **function}],
+            tool_choice={"type": "function", "name": "f"},
+            parallel_tool_calls=False,
+            reasoning={"effort": "low", "summary": "auto"},
+        )
+        assert body["tools"] == [{"type": "function", "function": function}]
+        assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+        assert body["parallel_tool_calls"] is False
+        assert body["reasoning_effort"] == "low"
+        formatted = lowered(text={"format": {"type": "json_schema", **schema}})
+        assert formatted["response_format"] == {"type": "json_schema", "json_schema": schema}
+
+    @pytest.mark.parametrize(
+        ("members", "asked"),
+        [
+            ({}, None),
+            ({"include": []}, None),
+            ({"top_logprobs": 0}, None),
+            ({"include": ["message.output_text.logprobs"]}, 0),
+            ({"top_logprobs": 3.0}, 3),
+        ],
+    )
+    def test_log_probabilities_are_asked_for_in_the_words_of_a_chat(
+        self, members: dict[str, Any], asked: int | None
+    ) -> None:
+        body = lowered(**members)
+        assert (body.get("logprobs", False), body.get("top_logprobs")) == (asked is not None, asked)
+        assert "include" not in body
 
     def test_the_output_limit_is_sent_under_one_name(self) -> None:
         request = parse_responses(ASK | {"max_output_tokens": 5})
         assert request.chat.output_limit == 5
-        assert "max_output_tokens" not in json.loads(body_for_machine(request.chat, 5))
+        assert "max_output_tokens" not in json.loads(body_for_machine(request.chat, 5, "salt"))
 
     @pytest.mark.parametrize(
         ("members", "param"),
@@ -114,15 +166,8 @@ class TestRequests:
             ({"input": [{"type": {}, "id": "x"}]}, "input"),
             ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
             ({"input": [{"role": "nobody", "content": "a"}]}, "input"),
-            (
-                {
-                    "input": [
-                        {"type": "function_call_output", "call_id": "a", "output": "5"},
-                        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
-                    ]
-                },
-                "input",
-            ),
+            ({"input": [{"type": "function_call", "call_id": "a", "name": "f g", "arguments": "{}"}]}, "input"),
+            ({"input": [{"type": "function_call_output", "call_id": "", "output": "5"}]}, "input"),
             ({"instructions": ["x"]}, "instructions"),
             ({"previous_response_id": "resp_1"}, "previous_response_id"),
             ({"conversation": "c"}, "conversation"),
@@ -132,13 +177,18 @@ class TestRequests:
             ({"truncation": "auto"}, "truncation"),
             ({"max_output_tokens": -1}, "max_output_tokens"),
             ({"temperature": 3}, "temperature"),
-            ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+            ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "thing"}}]}, "tools"),
             ({"tools": [{"type": "web_search"}]}, "tools"),
             ({"tool_choice": "required"}, "tool_choice"),
-            ({"text": {"format": {"type": "json_object"}}}, "text"),
+            ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
+            ({"text": {"format": {"type": "xml"}}}, "text"),
+            ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "thing"}}}}, "text"),
             ({"text": {"verbosity": "low"}}, "text"),
-            ({"reasoning": {"effort": "high"}}, "reasoning"),
-            ({"top_logprobs": 2}, "top_logprobs"),
+            ({"text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", "name": "f"}]}, "text"),
+            ({"reasoning": {"effort": "enormous"}}, "reasoning"),
+            ({"top_logprobs": 21}, "top_logprobs"),
+            ({"n": 2}, "n"),
+            ({"logprobs": True}, "logprobs"),
         ],
     )
     def test_what_cannot_be_done_is_refused_by_name(self, members: dict[str, Any], param: str) -> None:
