@@ -113,6 +113,8 @@ class Crowd:
             "stream": stream,
         }
         for repeats in range(RETRIES_MAX):
+            if self._stop.is_set():
+                break
             job_id = ""
             try:
                 async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -131,7 +133,7 @@ class Crowd:
             if stream and not text.rstrip().endswith("[DONE]"):
                 return Outcome(f"stream ended: {_error_in(text)}", job_id, repeats)
             return Outcome("answered", job_id, repeats)
-        return Outcome("gave up", "", RETRIES_MAX)
+        return Outcome("gave up", "", repeats)
 
 
 def _error_in(text: str) -> str:
