@@ -15,11 +15,14 @@ Json = dict[str, Any]
 
 PROMPTS_MAX = 16
 LOGPROBS_MAX = 5
+SHARED_BYTES_MAX = 64 * 1024
+"""What every one of several prompts is sent with."""
 
 _CHECKS: Mapping[str, Check] = {
     "echo": boolean,
     "logprobs": whole(0, LOGPROBS_MAX),
     "suffix": only(("",), "A suffix is"),
+    "tools": only(([],), "Tools are"),
     "top_logprobs": only((), "Top log probabilities beside 'logprobs' are"),
 }
 _LOWERED = frozenset({"prompt", *_CHECKS})
@@ -48,6 +51,10 @@ def parse_completion(body: Json) -> CompletionRequest:
     lowered = {name: value for name, value in body.items() if name not in _LOWERED}
     if logprobs is not None:
         lowered |= {"logprobs": True, "top_logprobs": logprobs}
+    if len(prompts) > 1 and len(msgspec.json.encode(lowered)) > SHARED_BYTES_MAX:
+        raise InvalidRequest(
+            f"Beside more than one 'prompt', all other members may have {SHARED_BYTES_MAX} bytes.", param="prompt"
+        )
     return CompletionRequest(
         chats=tuple(parse_chat(lowered | {"messages": [{"role": "user", "content": prompt}]}) for prompt in prompts),
         echoes=prompts if body.get("echo") else ("",) * len(prompts),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
+
 from api.coordinator import Coordinator
 from domain.errors import InvalidRequest, MachineOffline, NoLinkedMachine
 from domain.keys import Caller
@@ -11,24 +13,26 @@ from domain.routing import Constraints
 HEADER = "X-Darkbloom-Route"
 
 
+def route_in(headers: Headers) -> str | None:
+    """Raises InvalidRequest: the header says neither ``self`` nor ``prefer``."""
+    route = headers.get(HEADER)
+    if route not in (None, "self", "prefer"):
+        raise InvalidRequest(f"'{HEADER}' must be self or prefer.")
+    return route
+
+
 async def destination_of(
     route: str | None, allowed: tuple[str, ...], caller: Caller, model_id: str, coordinator: Coordinator
 ) -> Constraints:
     """``route`` is the header's value: ``self`` for the account's own machines only, ``prefer`` for those first.
 
     Raises:
-        InvalidRequest: the header says something else.
         NoLinkedMachine, MachineOffline: no own machine could serve this model, however long one waited.
     """
-    match route:
-        case None | "":
-            return Constraints(allowed=allowed)
-        case "prefer":
-            return Constraints(allowed=allowed, preferred_account=caller.account_id)
-        case "self":
-            await _require_own_machine(caller, model_id, coordinator)
-            return Constraints(allowed=allowed, only_account=caller.account_id)
-    raise InvalidRequest(f"'{HEADER}' must be self or prefer.")
+    if route == "self":
+        await _require_own_machine(caller, model_id, coordinator)
+        return Constraints(allowed=allowed, only_account=caller.account_id)
+    return Constraints(allowed=allowed, preferred_account=caller.account_id if route == "prefer" else "")
 
 
 async def _require_own_machine(caller: Caller, model_id: str, coordinator: Coordinator) -> None:

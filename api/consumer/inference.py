@@ -513,19 +513,20 @@ class Inference:
                 return item if isinstance(item, InferenceComplete) else None
 
     async def _settle(self, attempt: Attempt, complete: InferenceComplete) -> Finished:
+        claimed = complete.usage
         job = SettleJob(
             request_id=self.request_id,
             account_id=self._account_id,
             job_id=attempt.assigned.job_id,
-            claimed_prompt_tokens=complete.usage.prompt_tokens,
-            claimed_completion_tokens=complete.usage.completion_tokens,
+            claimed_prompt_tokens=claimed.prompt_tokens,
+            claimed_completion_tokens=claimed.completion_tokens,
             completion_bound=attempt.delivered.completion_bound(),
             failures=tuple(self._failures),
         )
         settled = await self._ending.end(job)
-        usage, cost = complete.usage, None
+        usage, cost = claimed.within(claimed.prompt_tokens, claimed.completion_tokens), None
         if isinstance(settled, RequestSettled):
-            usage, cost = complete.usage.within(settled.prompt_tokens, settled.completion_tokens), settled.cost
+            usage, cost = claimed.within(settled.prompt_tokens, settled.completion_tokens), settled.cost
         elif settled is not None:
             log.error("request %s was answered, but had been released before", self.request_id)
         self.tokens_used = usage.prompt_tokens + usage.completion_tokens

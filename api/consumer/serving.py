@@ -17,7 +17,7 @@ from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
 from api.consumer.chat_request import ChatRequest, body_for_machine
-from api.consumer.destination import HEADER, destination_of
+from api.consumer.destination import destination_of, route_in
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import Call
@@ -40,6 +40,7 @@ async def serve(request: Request, read: Reader) -> Response:
     caller = await authenticate(request.headers, coordinator.credentials)
     require_scope(caller, "inference")
     coordinator.rate_limits.count_request(caller, request.scope)
+    route_in(request.headers)  # before an answer is given again: what is not valid then is not valid now
     body = await read_json_object(request, coordinator.settings.inference_body_bytes_max)
     found = await replayed_or_claimed(request, coordinator, body)
     if isinstance(found, Response):
@@ -57,9 +58,7 @@ async def _admitted(
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
     model = await model_of(call.chats[0].model, coordinator)
-    destination = await destination_of(
-        request.headers.get(HEADER), call.chats[0].allowed, caller, model.id, coordinator
-    )
+    destination = await destination_of(route_in(request.headers), call.chats[0].allowed, caller, model.id, coordinator)
     bounds = [bounds_of(chat, model) for chat in call.chats]
     limits = coordinator.rate_limits
     expected_tokens = sum(one.prompt_estimate + one.output_estimate for one in bounds)

@@ -96,7 +96,7 @@ ROUTE = {
     "name": "X-Darkbloom-Route",
     "in": "header",
     "required": False,
-    "schema": {"enum": ["self", "prefer"]},
+    "schema": {"type": "string", "enum": ["self", "prefer"]},
     "description": "The account's own machines only, free of charge, or those first.",
 }
 

@@ -76,7 +76,8 @@ async def test_nobody_waits_for_a_machine_that_cannot_come(
         assert paid.json()["usage"]["cost_micro_usd"] > 0
         async with Machine(up.url, model="another", auth_token=token).connected():
             assert refusal(await ask(client, SELF)) == (503, "machine_offline")
-        assert refusal(await ask(client, {"X-Darkbloom-Route": "cheapest"})) == (400, "invalid_request_error")
+        for route in ("cheapest", ""):
+            assert refusal(await ask(client, {"X-Darkbloom-Route": route})) == (400, "invalid_request_error")
 
 
 async def test_a_machine_of_one_s_own_may_be_busy(up: Coordinator, token: str, client: httpx.AsyncClient) -> None:

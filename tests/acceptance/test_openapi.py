@@ -17,6 +17,7 @@ from adapters.postgres import credentials
 from api.app import make_app
 from api.openapi.routes import document
 from domain.catalog import Catalog
+from domain.protocol import HEARTBEAT_INTERVAL_SECONDS
 from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
@@ -99,16 +100,26 @@ def test_the_document_is_served_to_everybody(up: Coordinator) -> None:
         assert client.get("/openapi.json").json() == document()
 
 
+async def _keep_alive(machines: list[Machine]) -> None:
+    """However long it takes, none of them goes stale."""
+    while True:
+        for machine in machines:
+            await machine.heartbeat()
+        await asyncio.sleep(HEARTBEAT_INTERVAL_SECONDS)
+
+
 @pytest.mark.timeout(900)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "run"]
     command += [f"{up.url}/openapi.json", "--checks", "all"]
     options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
-    async with AsyncExitStack() as machines:
-        for model in Catalog.built_in(development=True).active():
-            await machines.enter_async_context(Machine(up.url, model=model.id).connected())
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as beating:
+        models = Catalog.built_in(development=True).active()
+        machines = [await stack.enter_async_context(Machine(up.url, model=model.id).connected()) for model in models]
+        beats = beating.create_task(_keep_alive(machines))
         done = await asyncio.to_thread(
             subprocess.run, [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )
+        beats.cancel()
     assert done.returncode == 0, done.stdout[-6_000:]

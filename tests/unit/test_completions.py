@@ -89,6 +89,8 @@ def test_log_probabilities_are_asked_for_in_the_words_of_a_chat() -> None:
         ({"prompt": [[1, 2]]}, "prompt"),
         ({"prompt": ["a"] * 17}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a", "b"], "colour": "x" * 65_536}, "prompt"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"suffix": "x"}, "suffix"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
