@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 
-.PHONY: demo test lint typecheck replay-campaign chaos-ledger tools-on-top event-fixtures tiny-model lock clean
+.PHONY: demo test lint typecheck replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -31,6 +31,13 @@ chaos-ledger: export SEED ?=
 chaos-ledger: export ROUNDS ?= 40
 chaos-ledger: $(STAMP)
 	@$(BIN)/python -m tests.chaos.ledger
+
+# Breaks the parts of a market under load, one after the other, and checks that requests, books and fleet come out sound.
+# A failure prints its seed; set SEED to it for the same order of faults.
+chaos-fleet: export SEED ?=
+chaos-fleet: export ROUNDS ?= 26
+chaos-fleet: $(STAMP)
+	@$(BIN)/python -m tests.chaos.fleet
 
 # Runs tools of other people unmodified against a coordinator and a real agent. TOOLS_VENV names the folder of a virtual
 # environment, which is made when it is not there, so that they never mix with what this project itself needs.

@@ -86,6 +86,13 @@ class Settings(BaseSettings):
 
     first_signal_seconds: float = 10.0
     first_content_seconds: float = 600.0
+    hedge_quantile: float = Field(0.95, gt=0, le=1)
+    """A first content is late when it takes longer than this share of the model's latest ones took."""
+
+    hedge_percent_max: int = Field(5, ge=0, le=100)
+    """Requests of a gateway, in percent, that may go to a second machine because their first content is late; 0 turns
+    this off."""
+
     chunk_gap_seconds: float = 600.0
     request_seconds_max: float = 3_600.0
     hold_seconds: float = 3_690.0

@@ -51,6 +51,10 @@ class Backoff:
     def reset(self) -> None:
         self._ceiling = self._policy.first
 
+    def about_first(self) -> float:
+        """Seconds to wait after a close in order, spread so that not all machines of a gateway come back at once."""
+        return self._draw(0.5 * self._policy.first, 1.5 * self._policy.first)
+
     def next(self) -> float:
         """Seconds to wait before the next attempt."""
         ceiling, self._ceiling = self._ceiling, min(self._ceiling * 2, self._policy.longest)
@@ -141,7 +145,7 @@ class Link:
         if by_coordinator and code in _CLEAN_CLOSES:
             self._backoff.reset()
             _log.info("%s closed the connection (%s%s)", self._address, code, f", {reason}" if reason else "")
-            return self._policy.first
+            return self._backoff.about_first()
         return self._unreachable(f"connection lost ({code}{f', {reason}' if reason else ''})")
 
     def _refused(self, reason: str) -> float:

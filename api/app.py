@@ -32,6 +32,7 @@ from api.consumer.sealed_transport import SealedTransport
 from api.edge import Edge
 from api.identity import device_routes, link_page, sign_in_routes
 from api.openapi import routes as openapi
+from api.operators import dead_letters
 from api.providers import socket, standing
 from api.public import transparency
 from api.relay import endpoints as relay
@@ -46,14 +47,17 @@ def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -
     offers = (models, pricing, encryption_key)
     consumers = (*dialects, *media, files, batches, *offers, keys, payments, generations, invites)
     identity = (sign_in_routes, device_routes, link_page, invite_codes)
-    parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, socket)
+    parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, dead_letters, socket)
     for router in (*(part.router for part in parts), *AUDITORS):
         app.include_router(router)
 
     def count_wrong_credential(address: str) -> None:
         app.state.coordinator.rate_limits.count_wrong_credential(address)
 
+    def leaving() -> bool:
+        return bool(app.state.coordinator.state != "ready")
+
     errors.install(app, count_wrong_credential)
     app.add_middleware(SealedTransport)
-    app.add_middleware(Edge, development=development, origins=origins)
+    app.add_middleware(Edge, development=development, origins=origins, leaving=leaving)
     return app

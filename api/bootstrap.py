@@ -49,6 +49,7 @@ from adapters.relay.gateways import GatewayRelay
 from adapters.relay.mailbox import HttpMailbox, LocalMailbox, Mailbox
 from adapters.scheduler.actors import message_of, register
 from adapters.scheduler.brokers import make_broker, make_publisher
+from adapters.scheduler.dead_letters import DeadLetters
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.jobs import SchedulerJobs
 from adapters.scheduler.leases import GatewayLease
@@ -75,7 +76,7 @@ from domain.catalog import Catalog
 from domain.dispatch import DispatchJob
 from domain.errors import InvalidRequest
 from domain.keys import Caller
-from domain.routing import Policy
+from domain.routing import Hedging, Policy
 from domain.transparency.note import VerifySignature
 from projections.balances import Balances
 from projections.books import StoredBooks
@@ -384,6 +385,7 @@ def gateway_app(
                 catalog=catalog,
                 policy=policy,
                 timeouts=timeouts_of(settings),
+                hedging=Hedging(settings.hedge_percent_max, settings.hedge_quantile),
                 settings=settings,
                 switchboard=switchboard,
                 internal_secret=settings.internal_secret,
@@ -398,6 +400,7 @@ def gateway_app(
                 runs=StoredReplayRuns(pool),
                 replayer=Replays(dsn),
             )
+            app.state.dead_letters = DeadLetters(broker)
             if owns_database:
                 await lease.end_all()
             await lease.take(lease.gateway_id)

@@ -7,7 +7,8 @@ import hashlib
 import hmac
 import logging
 import secrets
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Literal, Protocol
 from uuid import UUID
 
 from api.consumer.attempt import MachineLink
@@ -31,19 +32,23 @@ from api.ports import (
     Sealing,
 )
 from api.providers.registry import MachineRegistry
-from api.providers.session import Surroundings
+from api.providers.session import ProviderSession, Surroundings
 from api.public.ports import TransparencyLog
 from api.relay.jobs import RelayedJobs
 from api.relay.machine import RelayedMachine
 from domain.catalog import Catalog
 from domain.dispatch import ReleaseJob, SettleJob
 from domain.errors import DarkbloomError, ServiceUnavailable
-from domain.routing import Policy, Snapshot
+from domain.routing import Hedging, Policy, Snapshot
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
 END_RETRY_SECONDS_MAX = 30.0
+MOVE_AFTER_SECONDS = 1.0
+"""A stopping gateway keeps its idle machines so long: a job that another gateway's consumer was just given one of them
+for is still on its way."""
+
 LATE_ENDS_SECONDS = 2.0
 """How long a stopping gateway waits for ends that it could not hand over yet; the sweeper has them otherwise."""
 
@@ -80,6 +85,7 @@ class Coordinator:
         catalog: Catalog,
         policy: Policy,
         timeouts: Timeouts,
+        hedging: Hedging,
         settings: Limits,
         switchboard: Switchboard,
         internal_secret: str,
@@ -123,6 +129,7 @@ class Coordinator:
             timeouts=timeouts,
             end_later=self.end_later,
             observe=fleet.observe,
+            hedging=hedging,
             unreachable=relay.unreachable if relay is not None else tuple,
         )
         self.surroundings = Surroundings(
@@ -172,22 +179,33 @@ class Coordinator:
         task.add_done_callback(self._late_ends.discard)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Take nothing new, let what is open finish for a while or until there is a hurry, then abort the rest."""
+        """Take nothing new, send machines elsewhere, and let what is open finish for a while or until there is a hurry;
+        then abort the rest."""
         self.draining = True
         for session in self.registry.all():
             await session.announce()
         if self._open():
             text = "stopping when %d open requests are finished, or in %.0f s; a second signal aborts them"
             log.info(text, self._open(), seconds)
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._open() and not hurry.is_set() and asyncio.get_running_loop().time() < deadline:
+        clock = asyncio.get_running_loop().time
+        deadline, move_at = clock() + seconds, clock() + (MOVE_AFTER_SECONDS if self._relay is not None else 0.0)
+        while (self._open() or (self.registry.all() and clock() < move_at)) and clock() < deadline:
+            if hurry.is_set():
+                break
+            if clock() >= move_at:
+                await self._send_away(session for session in self.registry.all() if session.idle)
             await asyncio.sleep(0.05)
         self.switchboard.abort_all()
         self.relayed.abort_all()
-        reason = "this gateway is stopping; connect again"
-        await asyncio.gather(*(session.close(1012, reason) for session in self.registry.all()))
+        await self._send_away(self.registry.all())
         if self._late_ends:
             await asyncio.wait(self._late_ends, timeout=LATE_ENDS_SECONDS)
+
+    @staticmethod
+    async def _send_away(sessions: Iterable[ProviderSession]) -> None:
+        """To another gateway, if there is one: a machine connects again at once."""
+        reason = "this gateway is stopping; connect again"
+        await asyncio.gather(*(session.close(1012, reason) for session in sessions))
 
     def suspend(self) -> None:
         """The lease is lost, and others may already have ended what is open here: abort it and take nothing new."""
@@ -205,9 +223,13 @@ class Coordinator:
         """Requests of consumers here, and jobs on machines here."""
         return len(self.switchboard) + len(self.relayed)
 
+    @property
+    def state(self) -> Literal["ready", "draining", "suspended"]:
+        return "draining" if self.draining else "suspended" if self.suspended else "ready"
+
     def require_open(self) -> None:
         """Raises ServiceUnavailable while nothing new can be taken."""
-        if self.draining or self.suspended:
+        if self.state != "ready":
             raise ServiceUnavailable
 
     def _machine_link(self, machine: Snapshot) -> MachineLink | None:

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,10 +50,16 @@ def new_request_id() -> str:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, *, development: bool, origins: Sequence[str]) -> None:
+    """While ``leaving`` says so, every connection is closed after its answer, so that the next request of its client
+    goes to another gateway."""
+
+    def __init__(
+        self, app: ASGIApp, *, development: bool, origins: Sequence[str], leaving: Callable[[], bool] = lambda: False
+    ) -> None:
         self._app = app
         self._development = development
         self._origins = frozenset(origins)
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,6 +110,8 @@ class Edge:
         answer["request-id"] = request_id
         if self._development:
             answer["X-Darkbloom-Mode"] = "development"
+        if self._leaving():
+            answer["Connection"] = "close"
         origin = request.get("origin")
         if self._origins:
             answer.add_vary_header("Origin")

@@ -23,8 +23,8 @@ async def health(request: Request) -> Response:
 
 @router.get("/readyz")
 async def ready(request: Request) -> Response:
-    """503 while this gateway drains, and once its ledger has stopped."""
+    """503 while this gateway drains or has no lease, and once its ledger has stopped."""
     coordinator: Coordinator = request.app.state.coordinator
-    state = "halted" if coordinator.ledger.halted else "draining" if coordinator.draining else "ready"
+    state = "halted" if coordinator.ledger.halted else coordinator.state
     body = msgspec.json.encode({"status": state})
     return Response(body, status_code=200 if state == "ready" else 503, media_type="application/json")

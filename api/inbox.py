@@ -25,6 +25,26 @@ class MachineLost(NamedTuple):
     request_id: str
 
 
+class SendFailed(NamedTuple):
+    """A machine could not be handed its job."""
+
+    request_id: str
+
+
+class Overflowed(NamedTuple):
+    """The reader is slower than a machine writes, by more than may be buffered: what the job says from here on is
+    dropped, up to its last word."""
+
+    request_id: str
+
+
+class NotQueued(NamedTuple):
+    """The scheduler's broker did not take an attempt."""
+
+    request_id: UUID
+    attempt: int
+
+
 class ConsumerGone(NamedTuple):
     """Whoever asked has hung up."""
 
@@ -37,13 +57,17 @@ class Aborted(NamedTuple):
     """This gateway cannot finish the request: it stops, or it lost its lease."""
 
 
-JobEvent = InferenceAccepted | InferenceResponseChunk | InferenceComplete | InferenceError | MachineLost
+JobEvent = (
+    InferenceAccepted
+    | InferenceResponseChunk
+    | InferenceComplete
+    | InferenceError
+    | MachineLost
+    | SendFailed
+    | Overflowed
+)
 Interruption = ConsumerGone | KeyRevoked | Aborted
-Item = JobEvent | Notice | Interruption
-
-
-class InboxOverflow(Exception):
-    """The consumer reads slower than the machine writes, by more than may be buffered."""
+Item = JobEvent | Notice | NotQueued | Interruption
 
 
 class Inbox:
@@ -52,20 +76,30 @@ class Inbox:
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._buffered_bytes = 0
-        self._overflowed = False
+        self._overflowed: set[str] = set()
+        self._forgotten: set[str] = set()
         self._muted = False
         self._wake: asyncio.Future[None] | None = None
 
     def put(self, item: Item) -> None:
-        size = _size_of(item)
-        if size and self._muted:
+        if isinstance(item, JobEvent) and item.request_id in self._forgotten:
             return
-        if size and self._items and self._buffered_bytes + size > BUFFERED_BYTES_MAX:
-            self._overflowed = True
+        if isinstance(item, InferenceResponseChunk):
+            self._put_output(item)
         else:
-            self._buffered_bytes += size
             self._items.append(item)
         self._wake_reader()
+
+    def _put_output(self, chunk: InferenceResponseChunk) -> None:
+        if self._muted or chunk.request_id in self._overflowed:
+            return
+        size = _size_of(chunk)
+        if self._items and self._buffered_bytes + size > BUFFERED_BYTES_MAX:
+            self._overflowed.add(chunk.request_id)
+            self._items.appendleft(Overflowed(chunk.request_id))
+            return
+        self._buffered_bytes += size
+        self._items.append(chunk)
 
     def interrupt(self, item: Interruption) -> None:
         """Put what makes everything that waits pointless."""
@@ -74,38 +108,34 @@ class Inbox:
 
     def mute(self) -> None:
         """Drop output, waiting and to come: only how the answer ends is still of interest."""
-        self._muted, self._overflowed, self._buffered_bytes = True, False, 0
+        self._muted, self._buffered_bytes = True, 0
         self._items = deque(item for item in self._items if not _size_of(item))
 
     def forget(self, job_id: str) -> None:
-        """Drop what waits of an attempt that is over."""
-        kept = [item for item in self._items if getattr(item, "request_id", None) != job_id]
-        self._items = deque(kept)
-        self._buffered_bytes = sum(_size_of(item) for item in kept)
-        self._overflowed = False
+        """Drop whatever an attempt that is over still says, waiting and to come."""
+        self._forgotten.add(job_id)
+        self._items = deque(item for item in self._items if getattr(item, "request_id", None) != job_id)
+        self._buffered_bytes = sum(map(_size_of, self._items))
 
     async def get(self, timeout_seconds: float) -> Item:
-        """The next item.
+        """The next item; one that waits already takes no time.
 
         Raises:
-            TimeoutError: none came in time, or there is no time left.
-            InboxOverflow: output was dropped because it was not read.
+            TimeoutError: none came in time.
         """
-        if timeout_seconds <= 0:
-            raise TimeoutError
-        if not (self._items or self._overflowed):
+        if not self._items:
+            if timeout_seconds <= 0:
+                raise TimeoutError
             self._wake = asyncio.get_running_loop().create_future()
             async with asyncio.timeout(timeout_seconds):
                 await self._wake
-        if self._overflowed:
-            raise InboxOverflow
         item = self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item
 
     def ready_output(self, job_id: str) -> InferenceResponseChunk | None:
         """The next item, if it is here already and output of this job."""
-        if self._overflowed or not self._items:
+        if not self._items:
             return None
         item = self._items[0]
         if not isinstance(item, InferenceResponseChunk) or item.request_id != job_id:

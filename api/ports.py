@@ -178,7 +178,7 @@ class Fleet(Protocol):
     """The fleet table. Methods that free capacity return the waiting requests that may use it now."""
 
     async def meet(self, snapshot: Snapshot) -> None:
-        """A machine proved who it is: recall how it fared so far."""
+        """A machine proved who it is: recall how it fared so far, and give no more work to its older connections."""
         ...
 
     def health_of(self, machine_id: str) -> Health: ...

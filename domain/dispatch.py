@@ -17,9 +17,10 @@ from domain.routing import ANY_MACHINE, Constraints, Snapshot
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
 
-    ``excluded`` are sessions that already failed this request and gateways that are out of reach, ``reply_to`` is the
-    gateway that holds the prompt. A ``background`` job gets a machine that does nothing else, while nobody waits for
-    the model, or none.
+    ``excluded`` are sessions that failed this request or are at work on it, and gateways that are out of reach;
+    ``reply_to`` is the gateway that holds the prompt. A ``hedge`` races another attempt, so it takes no slot that
+    somebody waits for. A ``background`` job gets a machine that does nothing else, while nobody waits for the model, or
+    none.
     """
 
     request_id: UUID
@@ -35,12 +36,13 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: UUID
     deadline: float
     may_wait: bool = True
+    hedge: bool = False
     constraints: Constraints = ANY_MACHINE
     background: bool = False
 
 
 class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Record a completion. Everything in it is what ``ledger.Settle`` takes."""
+    """Record a completion, and what became of the other attempts. Everything in it is what ``ledger.Settle`` takes."""
 
     request_id: UUID
     account_id: str
@@ -50,6 +52,7 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     completion_bound: int
     claimed_units: int = 0
     units_bound: int = 0
+    failures: tuple[JobFailure, ...] = ()
 
 
 class ReleaseJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -285,7 +285,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     """Turn a completion into money: capture the cost, return the rest of the hold, pay the provider.
 
     The machine's counts are claims: they are bounded by the admission and by ``completion_bound`` and ``units_bound``,
-    which follow from what was relayed. Returns the request's end, which is the first one whatever comes later.
+    which follow from what was relayed. ``failures`` are the other attempts. Returns the request's end, which is the
+    first one whatever comes later.
     """
 
     request_id: UUID
@@ -296,6 +297,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     completion_bound: int
     claimed_units: int = 0
     units_bound: int = 0
+    failures: tuple[JobFailure, ...] = ()
     fee_percent: int = 0
 
     def needs(self) -> Sequence[Ref]:
@@ -311,9 +313,12 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         claimed = (self.claimed_prompt_tokens, self.claimed_completion_tokens, self.claimed_units)
         if min(*claimed, self.completion_bound, self.units_bound) < 0:
             raise Conflict("what is counted is never below zero")
+        if any(failure.job_id == self.job_id for failure in self.failures):
+            raise Conflict("an attempt that failed is not paid")
         # Looked up before anything is recorded, because an aggregate that is not loaded yet begins the command again.
         payee = unit.get(Wallet, job.provider_account_id) if job.provider_account_id else None
         budget = unit.get(KeyBudget, admission.key_id)
+        _record_failures(unit, request, self.failures)
         completed = self._record_completion(unit, request, admission, job)
         settled = self._record_settlement(unit, request, admission, job, completed)
         if not admission.self_route:

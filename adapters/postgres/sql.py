@@ -530,7 +530,9 @@ WITH told AS (
                               room_gb, put_aside_until)
     SELECT k.session_id, m.model, t.gateway_id, t.trust, m.routable, k.capacity, k.busy, c.requests, c.output_tokens,
            m.short_ms, m.usual_ms, m.long_ms, m.reading_ms, m.queue_ms, m.in_flight, m.room_gb,
-           to_timestamp(m.put_aside_until)
+           to_timestamp(CASE WHEN k.is_new THEN coalesce(
+               (SELECT (convert_from(h.health, 'UTF8')::jsonb ->> 'put_aside_until')::float8
+                FROM machine_health h WHERE h.machine_id = k.machine_id), 0.0) ELSE m.put_aside_until END)
     FROM unnest(%(model_sessions)s::uuid[], %(models)s::text[], %(model_routables)s::boolean[], %(short_ms)s::real[],
                 %(usual_ms)s::real[], %(long_ms)s::real[], %(reading_ms)s::real[], %(queue_ms)s::real[],
                 %(in_flight)s::int[], %(room_gb)s::real[], %(put_aside_until)s::float8[])
@@ -563,7 +565,8 @@ SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
 """Keep many connected machines true; returns the free slots of those that may be routed to. Counters move only with
 claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
 that is costs an entry in each index. Until when a machine is put aside is written by whoever saw it fail, which may be
-another gateway than its own. The models of a session never become fewer."""
+another gateway than its own; what that one wrote counts for a machine that is new here too. The models of a session
+never become fewer."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),
@@ -708,6 +711,13 @@ LIMIT 1
 """
 """Whether a trusted machine in good health has nothing to do, for a model that nobody waits for."""
 
+ROOM_TO_SPARE = """
+SELECT NOT EXISTS (SELECT FROM waiters WHERE model = %(model)s) AND coalesce(sum(free), 0) >= 2
+FROM (SELECT capacity - busy AS free FROM fleet_models
+      WHERE model = %(model)s AND routable AND busy < capacity AND put_aside_until <= now() LIMIT 2) AS free_slots
+"""
+"""Whether a model has two free slots and nobody waits for it."""
+
 MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,
        (SELECT slot_seconds FROM model_demand WHERE model = %(model)s)
@@ -725,13 +735,20 @@ request lately took one."""
 # --- how machines fare -----------------------------------------------------------------------------------------------
 
 MEET_MACHINE = """
+WITH older AS (
+    UPDATE fleet SET routable = false
+    WHERE machine_id = %(machine_id)s AND session_id <> %(session_id)s AND routable RETURNING session_id
+), offers AS (
+    UPDATE fleet_models m SET routable = false FROM older WHERE m.session_id = older.session_id
+)
 INSERT INTO machine_health (machine_id, account_id, chip, machine_model, models, health)
 VALUES (%(machine_id)s, %(account_id)s, %(chip)s, %(machine_model)s, %(models)s, %(neutral)s)
 ON CONFLICT (machine_id) DO UPDATE SET account_id = excluded.account_id, chip = excluded.chip,
     machine_model = excluded.machine_model, models = excluded.models, last_seen_at = now()
 RETURNING health
 """
-"""A machine proved who it is; returns how it fared so far."""
+"""A machine proved who it is; returns how it fared so far. A connection that it had before, on whichever gateway, gets
+no more work: most likely nobody is at its other end, and its gateway finds that out only after a while."""
 
 LOCK_HEALTH = """
 SELECT machine_id, health FROM machine_health WHERE machine_id = ANY(%s) ORDER BY machine_id FOR UPDATE

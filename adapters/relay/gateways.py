@@ -6,6 +6,7 @@ sections 7 and 8.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
@@ -29,6 +30,9 @@ GONE = 410
 """The one refusal that concerns a machine and not its gateway."""
 
 CONNECT_SECONDS = 2.0
+HANDOVER_SECONDS_MAX = 5.0
+"""A gateway that takes longer to hand a machine its request is out of reach, whatever the network says."""
+
 WRITE_SECONDS = 10.0
 STREAMS_MAX = 2_000
 IDLE_CONNECTIONS_MAX = 100
@@ -106,7 +110,12 @@ class GatewayRelay:
         """Returns when the machine's own gateway has handed it the request. Raises ConnectionError when it did not."""
         url = await self._url_of(machine) + JOBS_PATH.format(session_id=machine.session_id)
         asking = self._client.build_request("POST", url, content=protocol.encode(request).encode())
-        response = await self._send(machine, asking, stream=True)
+        try:
+            async with asyncio.timeout(HANDOVER_SECONDS_MAX):
+                response = await self._send(machine, asking, stream=True)
+        except TimeoutError:
+            self._note_broken(machine)
+            raise ConnectionError("the machine's gateway does not answer") from None
         return RelayedAnswer(response, lambda: self._note_broken(machine))
 
     async def cancel(self, machine: Snapshot, job_id: str) -> None:

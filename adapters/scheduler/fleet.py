@@ -113,6 +113,12 @@ class SchedulerFleet:
             assert row is not None
             return Supply(*row)
 
+    def has_room_to_spare(self, model: str) -> bool:
+        """Whether nobody waits for the model and a slot of it is left when one more is taken."""
+        with self._pool.connection() as connection:
+            row = connection.execute(sql.ROOM_TO_SPARE, {"model": model}, prepare=True).fetchone()
+            return row is not None and bool(row[0])
+
     def note_demand(self, model: str) -> None:
         """Somebody asked for a model; written once in a while."""
         now = time.monotonic()

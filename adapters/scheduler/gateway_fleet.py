@@ -100,11 +100,12 @@ class GatewayFleet:
     # --- machines ------------------------------------------------------------------------------------------------
 
     async def meet(self, snapshot: Snapshot) -> None:
-        """A machine proved who it is: recall how it fared so far."""
+        """A machine proved who it is: recall how it fared so far, and give no more work to its older connections."""
         async with connection_of(self._pool) as connection:
             cursor = await connection.execute(
                 sql.MEET_MACHINE,
                 {
+                    "session_id": snapshot.session_id,
                     "machine_id": snapshot.machine_id,
                     "account_id": snapshot.account_id,
                     "chip": snapshot.chip,

@@ -76,11 +76,13 @@ class Scheduler:
         """Give an attempt to the best machine and tell its gateway; else let it wait, or refuse it."""
         seconds_left = job.deadline - time.time()
         if seconds_left <= 0:
+            log.info("attempt %d of %s came too late, or from another clock", job.attempt, job.request_id)
             return
         self.fleet.note_demand(job.model)
         try:
             has_to_wait = job.background and self.fleet.anybody_waits(job.model)
-            claimed = self._claimed_before(job) if has_to_wait else self._claim(job)
+            has_no_room = job.hedge and not self.fleet.has_room_to_spare(job.model)
+            claimed = self._claimed_before(job) if has_to_wait or has_no_room else self._claim(job)
             if claimed is None and job.may_wait:
                 claimed = self._park(job, seconds_left)
             elif claimed is None:
@@ -264,6 +266,7 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         claimed_units=job.claimed_units,
         units_bound=job.units_bound,
         completion_bound=job.completion_bound,
+        failures=job.failures,
         fee_percent=fee_percent,
     )
 

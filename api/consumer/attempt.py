@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from api.consumer.answers import Made, ProviderChunk, ProviderDelta, ReadText, Whole
+from api.consumer.answers import Made, ProviderChunk, ReadText, Whole
 from api.consumer.expected import Delivered, Expected
-from api.inbox import Inbox, JobEvent, MachineLost
+from api.inbox import Inbox, JobEvent, MachineLost, Overflowed, SendFailed
 from api.ports import Channel, Sealing
-from domain.dispatch import Assigned, Refused, Waiting
+from domain.dispatch import Assigned
 from domain.protocol import (
     STREAM_END,
     Cancel,
@@ -75,20 +74,25 @@ class AttemptFailed(Exception):
         self.retry = retry
 
 
-Next = Callable[[float, bool], Awaitable[Any]]
-"""The next item of the request's inbox within a number of seconds; the flag says whether the answer has begun."""
+class Patience(NamedTuple):
+    """Seconds that a machine may say nothing: until its first word about a job, from then until the first content, and
+    between chunks."""
 
-ReadyOutput = Callable[[str], InferenceResponseChunk | None]
-"""The next item of the inbox, if it is here already and output of this job."""
+    first_signal: float
+    first_content: float
+    chunk_gap: float
 
-CHUNKS_AT_ONCE_MAX = 64
 
 RETRIED_CLIENT_ERRORS = frozenset({404, 408, 429})
 """Statuses below 500 that may be the machine's fault; the others follow from the request and are not tried again."""
 
+UNREAD = "unread"
+"""The reason of an attempt that failed because its answer was not read as fast as it came."""
+
 
 class Attempt:
-    """``delivered`` is what was passed on; ``started`` says whether any of it was."""
+    """``delivered`` is what was passed on; ``started`` says whether any of it was, ``heard`` whether the machine said a
+    word. ``began_at``, and ``due_at`` when its next word is overdue, are times of the event loop."""
 
     def __init__(
         self,
@@ -96,57 +100,78 @@ class Attempt:
         link: MachineLink,
         *,
         sealing: Sealing,
-        next_item: Next,
-        ready_output: ReadyOutput,
         read_text: ReadText,
         expected: Expected,
-        first_signal_seconds: float,
-        first_content_seconds: float,
-        chunk_gap_seconds: float,
+        patience: Patience,
         timing_us: dict[str, int],
     ) -> None:
+        """``timing_us`` is this attempt's own. Raises ValueError when the machine's key is unusable."""
         self.assigned = assigned
         self.delivered = Delivered(expected)
         self.started = False
+        self.heard = False
+        self.timing_us = timing_us
         self._link = link
-        self._sealing = sealing
-        self._next = next_item
-        self._ready_output = ready_output
+        self._channel: Channel = sealing.channel(assigned.machine.provider_key)
         self._read_text = read_text
-        self._patience = first_signal_seconds
-        self._first_content_seconds = first_content_seconds
-        self._chunk_gap_seconds = chunk_gap_seconds
-        self._timing_us = timing_us
+        self._allowed = patience
+        self._patience = patience.first_signal
         self._sent_at = 0.0
+        self.began_at = asyncio.get_running_loop().time()
+        self._sending: asyncio.Task[None] | None = None
+        self._heard_now()
 
-    async def run(self, body: bytes) -> AsyncGenerator[Answer | InferenceComplete, None]:
-        """The machine's answer; an InferenceComplete comes last.
+    @property
+    def seconds_at_work(self) -> float:
+        return asyncio.get_running_loop().time() - self.began_at
+
+    def begin(self, body: bytes, inbox: Inbox) -> None:
+        """Seal the request and have it sent; whatever comes of it arrives in the inbox. Raises ValueError when it
+        cannot be sealed."""
+        began = time.perf_counter()
+        sealed = Sealed(self._channel.public_key, self._channel.seal(body))
+        self.timing_us["encrypt_us"] = _since_us(began)
+        self._link.open_job(self.assigned.job_id, inbox)
+        self._sent_at = time.perf_counter()
+        self._sending = asyncio.create_task(self._send(sealed, inbox))
+
+    async def take(self, event: JobEvent) -> Sequence[Answer | InferenceComplete]:
+        """What an event means for the consumer; an InferenceComplete comes last.
 
         Raises:
             AttemptFailed: the machine failed, in words of ours.
-            TimeoutError: it said nothing for too long.
         """
-        channel = await self._send(body)
-        while True:
-            event = await self._next_event()
-            match event:
-                case InferenceAccepted():
-                    self._timing_us["dispatch_us"] = _since_us(self._sent_at)
-                    if not self.started:
-                        self._patience = self._first_content_seconds
-                case InferenceResponseChunk():
-                    async with aclosing(self._take_ready(event, channel)) as items:
-                        async for item in items:
-                            yield item
-                case InferenceComplete():
-                    if not self.started:  # even an empty answer has a finish; without one nothing was delivered
-                        raise AttemptFailed("no_answer", 502)
-                    yield event
-                    return
-                case InferenceError():
-                    raise _machine_error(event)
-                case MachineLost():
-                    raise AttemptFailed("machine_lost", 502)
+        self.heard = not isinstance(event, SendFailed)
+        items: Sequence[Answer] = ()
+        match event:
+            case InferenceAccepted():
+                self.timing_us["dispatch_us"] = _since_us(self._sent_at)
+                if not self.started:
+                    self._patience = self._allowed.first_content
+            case InferenceResponseChunk():
+                items = await self._take(event)
+            case InferenceComplete():
+                if not self.started:  # even an empty answer has a finish; without one nothing was delivered
+                    raise AttemptFailed("no_answer", 502)
+                return [event]
+            case InferenceError():
+                raise _machine_error(event)
+            case MachineLost():
+                raise AttemptFailed("machine_lost", 502)
+            case SendFailed():
+                raise AttemptFailed("send_failed", 502)
+            case Overflowed():
+                raise AttemptFailed(UNREAD if self.started else "bad_answer", 502)
+        self._heard_now()
+        return items
+
+    async def leave(self, *, at_work: bool) -> None:
+        """Let the machine go; one that is still at work is told to stop."""
+        if self._sending is not None:
+            self._sending.cancel()
+        if at_work:
+            await self.cancel()
+        self._link.close_job(self.assigned.job_id)
 
     async def cancel(self) -> None:
         try:
@@ -155,52 +180,19 @@ class Attempt:
         except (ConnectionError, TimeoutError):
             log.info("job %s could not be cancelled: its machine is gone", self.assigned.job_id)
 
-    async def _send(self, body: bytes) -> Channel:
-        began = time.perf_counter()
+    def _heard_now(self) -> None:
+        self.due_at = asyncio.get_running_loop().time() + self._patience
+
+    async def _send(self, sealed: Sealed, inbox: Inbox) -> None:
         try:
-            channel = self._sealing.channel(self.assigned.machine.provider_key)
-            sealed = Sealed(channel.public_key, channel.seal(body))
-            self._timing_us["encrypt_us"] = _since_us(began)
-            self._sent_at = time.perf_counter()
             async with asyncio.timeout(self._patience):
                 await self._link.send(InferenceRequest(request_id=self.assigned.job_id, encrypted_body=sealed))
-        except (ValueError, ConnectionError, TimeoutError):
-            raise AttemptFailed("send_failed", 502) from None
-        return channel
+        except (ConnectionError, TimeoutError):
+            inbox.put(SendFailed(self.assigned.job_id))
 
-    async def _next_event(self) -> JobEvent:
-        while True:
-            item = await self._next(self._patience, self.started)
-            if isinstance(item, Assigned | Waiting | Refused) or item.request_id != self.assigned.job_id:
-                continue  # late news of an earlier attempt
-            event: JobEvent = item
-            return event
-
-    async def _take_ready(self, chunk: InferenceResponseChunk, channel: Channel) -> AsyncGenerator[Answer, None]:
-        """What one chunk means for the consumer, with all that are here already behind it: they can go out in one
-        write, which is dear, and none of them waits for another."""
-        choices: list[ProviderDelta] = []
-        more: InferenceResponseChunk | None = chunk
-        taken = 0
-        try:
-            while more is not None:
-                for item in await self._take(more, channel):
-                    if isinstance(item, Delta):
-                        choices += item.chunk.choices
-                    else:
-                        yield item
-                taken += 1
-                more = self._ready_output(self.assigned.job_id) if taken < CHUNKS_AT_ONCE_MAX else None
-        except AttemptFailed:
-            if choices:
-                yield Delta(ProviderChunk(tuple(choices)))
-            raise
-        if choices:
-            yield Delta(ProviderChunk(tuple(choices)))
-
-    async def _take(self, chunk: InferenceResponseChunk, channel: Channel) -> list[Answer]:
+    async def _take(self, chunk: InferenceResponseChunk) -> list[Answer]:
         """What one chunk means for the consumer. A bare role does not commit the answer."""
-        text = await self._open(chunk, channel)
+        text = await self._open(chunk)
         if text == STREAM_END:
             return []
         try:
@@ -209,7 +201,7 @@ class Attempt:
                 self.delivered.add(answer)
         except ValueError:
             raise await self._violation("a chunk was not an answer in the promised form", "bad_answer") from None
-        self._patience = self._chunk_gap_seconds
+        self._patience = self._allowed.chunk_gap
         if answer is None:
             return []
         if isinstance(answer, ProviderChunk):
@@ -224,16 +216,16 @@ class Attempt:
         if self.started:
             return []
         self.started = True
-        self._timing_us["provider_us"] = _since_us(self._sent_at)
-        return [Started(self.assigned.machine, self.assigned.job_id, self._timing_us)]
+        self.timing_us["provider_us"] = _since_us(self._sent_at)
+        return [Started(self.assigned.machine, self.assigned.job_id, self.timing_us)]
 
-    async def _open(self, chunk: InferenceResponseChunk, channel: Channel) -> bytes:
+    async def _open(self, chunk: InferenceResponseChunk) -> bytes:
         """Open a chunk; anything but a box from the registered key is a violation."""
         sealed = chunk.encrypted_data
         try:
             if chunk.data or sealed is None or sealed.ephemeral_public_key != self.assigned.machine.provider_key:
                 raise ValueError
-            return channel.open(sealed.ciphertext)
+            return self._channel.open(sealed.ciphertext)
         except ValueError:
             raise await self._violation("a chunk was not sealed as the protocol demands", "bad_encryption") from None
 

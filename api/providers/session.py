@@ -119,6 +119,11 @@ class ProviderSession:
 
     # --- for the gateway (MachineLink) ---------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job runs here."""
+        return not self._jobs
+
     def open_job(self, job_id: str, inbox: Inbox) -> None:
         self._jobs[job_id] = inbox
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.consumer.attempt import CANCEL_WRITE_SECONDS, MachineLink
-from api.inbox import Aborted, ConsumerGone, Inbox, InboxOverflow, MachineLost
+from api.inbox import Aborted, ConsumerGone, Inbox, MachineLost, Overflowed
 from domain import protocol
 from domain.errors import Conflict
 from domain.protocol import Cancel, InferenceRequest
@@ -115,9 +115,8 @@ class RelayedResponse(Response):
             item = await self._job.inbox.get(KEEP_ALIVE_SECONDS)
         except TimeoutError:
             return _KeepAlive()
-        except InboxOverflow:
+        if isinstance(item, Overflowed):
             log.warning("job %s is stopped: its answer is not fetched", self._job.job_id)
-            return None
         if isinstance(item, MachineLost):
             self._at_work = False
         return item if isinstance(item, JobFrame) else None

@@ -10,6 +10,7 @@ from domain.routing.explain import Assessment, ModelStanding, Standing, assess, 
 from domain.routing.facts import TRUST_RANK, Candidate, Load, SlotState, Snapshot, capacity_of
 from domain.routing.gates import Reason, reasons_against
 from domain.routing.health import BreakerState, Health, Observation, ObservationKind, breaker_state, observe, reputation
+from domain.routing.hedging import Hedging, Kind
 from domain.routing.narrowing import Rank, rank_of, shape_of
 from domain.routing.policy import Policy
 from domain.routing.queueing import expected_wait_seconds, retry_after_seconds
@@ -25,6 +26,8 @@ __all__ = [
     "Cost",
     "Demand",
     "Health",
+    "Hedging",
+    "Kind",
     "Load",
     "ModelStanding",
     "Observation",

@@ -338,7 +338,7 @@ def test_every_reason_why_a_machine_gets_no_work_has_advice() -> None:
 
 def test_every_reason_why_an_attempt_failed_is_described() -> None:
     sources = "".join(path.read_text() for path in sorted((ROOT / "api" / "consumer").glob("*.py")))
-    reasons = set(re.findall(r'(?:AttemptFailed\(|_violation\("[^"]+", )"(\w+)"', sources))
+    reasons = set(re.findall(r'(?:AttemptFailed\(|_violation\("[^"]+", |JobFailure\(job_id, )"(\w+)"', sources))
     row = next(row for row in rows(reference("events")) if "never a machine's own text" in row[1])
     assert set(codes(row[1])) == reasons
 

@@ -17,6 +17,7 @@ import pytest
 
 from domain.dispatch import SECRET_HEADER
 from domain.relay import JOB_PATH, JOBS_PATH, VIOLATIONS_PATH
+from domain.routing.hedging import SAMPLES_MIN
 from tests.acceptance.test_three_processes import everything_stored
 from tests.conftest import POSTGRES_URL, missing_service
 from tests.support.machine import MODEL, Job, Machine, answer_at_once
@@ -244,6 +245,37 @@ async def test_a_slot_that_comes_free_wakes_a_consumer_of_another_gateway(site: 
 
     assert [answer.status_code for answer in answers] == [200, 200]
     assert site.ends() == ["RequestSettled"] * 2
+
+
+async def test_a_late_machine_on_another_gateway_is_overtaken_by_one_of_this_and_stopped(site: Site) -> None:
+    held: list[Job] = []
+    may_be_late = asyncio.Event()
+
+    async def answer(machine: Machine, job: Job) -> None:
+        if may_be_late.is_set() and not held:
+            held.append(job)
+            await job.accept()
+            await job.cancelled.wait()
+        else:
+            await answer_at_once(machine, job)
+
+    async with Machine(site.far.url, answer).connected(), Machine(site.near.url).connected(), site.client() as client:
+        for _ in range(SAMPLES_MIN):
+            assert (await client.post("/v1/chat/completions", json=asking(stream=True))).status_code == 200
+        may_be_late.set()
+        while not held:  # the near machine may be asked first
+            raced = await client.post("/v1/chat/completions", json=asking(stream=True))
+            assert raced.status_code == 200
+            assert content_in(raced.text.splitlines()) == "Hello, world"
+        async with asyncio.timeout(10):
+            await held[0].cancelled.wait()
+
+    assert raced.headers["X-Inference-Job-ID"] != held[0].job_id
+    overtaken = "SELECT count(*) FROM events WHERE topic = 'InferenceRequest.JobFailed'"
+    assert site.near.books.value(overtaken) == 1
+    assert set(site.ends()) == {"RequestSettled"}
+    await site.until(lambda: site.near.books.value("SELECT count(*) FROM claims") == 0, "the slots to be given back")
+    site.near.books.require_balanced()
 
 
 async def test_a_machine_that_breaks_the_protocol_is_untrusted_on_its_own_gateway(site: Site) -> None:

@@ -81,6 +81,21 @@ async def test_to_connect_again_does_not_heal_a_machine(fleet: SchedulerFleet, g
     assert chosen(fleet) == good.machine_id
 
 
+async def test_a_machine_put_aside_by_another_gateway_stays_so_when_its_own_announces_it_anew(
+    fleet: SchedulerFleet, gateway: GatewayFleet, ledger: str, look: Connection
+) -> None:
+    """Its own gateway slept, or the table was lost: what that gateway remembers of the machine is old."""
+    black_hole = await connected(gateway)
+    async with make_async_pool(ledger, size_max=2) as pool:
+        await fail(GatewayFleet(pool, lambda: GATEWAY), black_hole, 3)
+    look.execute("DELETE FROM fleet_models")
+    look.execute("DELETE FROM fleet")
+
+    await gateway.announce(black_hole, routable=True)
+
+    assert look.execute("SELECT put_aside_until > now() FROM fleet_models").fetchall() == [(True,)]
+
+
 async def test_one_probe_at_a_time_goes_to_a_machine_whose_time_is_up(
     fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
 ) -> None:

@@ -83,6 +83,31 @@ async def test_a_request_is_assigned_to_a_machine_and_the_log_knows_it(
     assert_books_are_sound(look)
 
 
+@pytest.mark.parametrize(
+    ("machines", "capacity", "somebody_waits", "found"),
+    [(2, 1, False, Assigned), (1, 2, False, Assigned), (1, 1, False, Refused), (2, 2, True, Refused)],
+    ids=["another machine", "another slot", "the last slot", "somebody waits"],
+)
+async def test_a_hedge_takes_no_slot_that_somebody_else_may_need(
+    scene: SchedulerScene,
+    gateway: GatewayFleet,
+    look: Connection,
+    machines: int,
+    capacity: int,
+    somebody_waits: bool,
+    found: type[Notice],
+) -> None:
+    if somebody_waits:
+        await dispatched(scene, scene.asked())
+    for _ in range(machines):
+        await announced(gateway, capacity=capacity)
+
+    [notice] = await dispatched(scene, scene.asked(attempt=2, hedge=True, may_wait=False))
+
+    assert isinstance(notice, found)
+    assert len(claims(look)) == (found is Assigned)
+
+
 async def test_the_log_is_written_before_the_gateway_is_told(
     scene: SchedulerScene, gateway: GatewayFleet, look: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

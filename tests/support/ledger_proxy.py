@@ -13,7 +13,7 @@ from typing import Self
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
-class _Pair:
+class Pair:
     """One connection through a proxy: the side of the client and the side of the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
@@ -39,7 +39,7 @@ class TcpProxy:
         self._target = (target_host, target_port)
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
-        self._pairs: list[_Pair] = []
+        self._pairs: list[Pair] = []
         self._lock = threading.Lock()
         self._closed = False
 
@@ -68,11 +68,13 @@ class TcpProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            pair = _Pair(client, self._connect())
-            with self._lock:
-                self._pairs.append(pair)
-            threading.Thread(target=self._guarded, args=(self._to_server, pair), daemon=True).start()
-            threading.Thread(target=self._guarded, args=(self._to_client, pair), daemon=True).start()
+            self._pass_on(Pair(client, self._connect()))
+
+    def _pass_on(self, pair: Pair) -> None:
+        with self._lock:
+            self._pairs.append(pair)
+        threading.Thread(target=self._guarded, args=(self._to_server, pair), daemon=True).start()
+        threading.Thread(target=self._guarded, args=(self._to_client, pair), daemon=True).start()
 
     def _connect(self) -> socket.socket:
         host, port = self._target
@@ -82,17 +84,17 @@ class TcpProxy:
             return server
         return socket.create_connection(self._target)
 
-    def _guarded(self, pump: object, pair: _Pair) -> None:
+    def _guarded(self, pump: object, pair: Pair) -> None:
         assert callable(pump)
         with suppress(OSError):
             pump(pair)
 
-    def _to_server(self, pair: _Pair) -> None:
+    def _to_server(self, pair: Pair) -> None:
         while data := pair.client.recv(65_536):
             pair.server.sendall(data)
         pair.cut()
 
-    def _to_client(self, pair: _Pair) -> None:
+    def _to_client(self, pair: Pair) -> None:
         while data := pair.server.recv(65_536):
             pair.client.sendall(data)
         pair.cut()
@@ -130,7 +132,7 @@ class PostgresProxy(TcpProxy):
         self.has_cut.clear()
         self._armed = where
 
-    def _to_server(self, pair: _Pair) -> None:
+    def _to_server(self, pair: Pair) -> None:
         buffer = self._pass_startup(pair)
         commits: set[bytes] = set()
         committing = False
@@ -158,7 +160,7 @@ class PostgresProxy(TcpProxy):
                 return
             buffer += data
 
-    def _to_client(self, pair: _Pair) -> None:
+    def _to_client(self, pair: Pair) -> None:
         while data := pair.server.recv(65_536):
             if pair.answers_are_lost:
                 if b"COMMIT\0" in data:
@@ -176,7 +178,7 @@ class PostgresProxy(TcpProxy):
         self.has_cut.set()
 
     @staticmethod
-    def _pass_startup(pair: _Pair) -> bytes:
+    def _pass_startup(pair: Pair) -> bytes:
         """The first message has no type byte; returns what came after it."""
         buffer = b""
         while len(buffer) < 4 or len(buffer) < struct.unpack(">I", buffer[:4])[0]:

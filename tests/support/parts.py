@@ -75,9 +75,11 @@ class Parts:
         }
         self._started: list[Process] = []
 
-    def start(self, *words: str, name: str = "", env: dict[str, str] | None = None) -> Process:
-        """Start one of them. It is not waited for, so that several get ready together."""
-        process = Process(name or words[0], darkbloomd(*words), self._folder, self.env | (env or {}))
+    def start(
+        self, *words: str, name: str = "", env: dict[str, str] | None = None, command: list[str] | None = None
+    ) -> Process:
+        """Start one of them, or another ``command``. It is not waited for, so that several get ready together."""
+        process = Process(name or words[0], command or darkbloomd(*words), self._folder, self.env | (env or {}))
         self._started.append(process)
         return process
 

@@ -18,6 +18,11 @@ def test_reconnection_jitters_down_to_nothing() -> None:
     assert [backoff.next() for _ in range(3)] == [0, 0, 0]
 
 
+def test_machines_that_were_sent_away_together_do_not_come_back_together() -> None:
+    for draw, seconds in ((min, 0.5), (max, 1.5)):
+        assert Backoff(RetryPolicy(), draw=lambda *bounds, pick=draw: pick(bounds)).about_first() == seconds
+
+
 def test_an_engine_is_loaded_again_after_growing_delays_and_then_stays_down() -> None:
     policy = RestartPolicy()
     assert [policy.delay_after_failure(float(now)) for now in range(6)] == [1, 2, 4, 8, 16, None]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -287,6 +288,25 @@ class TestAccessLog:
             await client.get("/x%0AGET /forged 200 1.0 ms id=forged")
         (line,) = [record.getMessage() for record in caplog.records if record.name == "darkbloom.access"]
         assert "\n" not in line
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+async def test_a_gateway_that_leaves_closes_each_connection_after_its_answer(leaving: bool) -> None:
+    async def inner(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"keep-alive")]})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing() -> dict[str, str]:
+        return {}
+
+    edge = Edge(inner, development=True, origins=(), leaving=lambda: leaving)
+    await edge({"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, send)
+    connections = [value for name, value in sent[0]["headers"] if name.lower() == b"connection"]
+    assert connections == [b"close" if leaving else b"keep-alive"]
 
 
 async def test_what_is_no_http_passes_through() -> None:

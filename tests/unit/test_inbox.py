@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from api import inbox as inbox_module
-from api.inbox import BUFFERED_BYTES_MAX, Aborted, ConsumerGone, Inbox, InboxOverflow, MachineLost, Switchboard
+from api.inbox import BUFFERED_BYTES_MAX, Aborted, ConsumerGone, Inbox, MachineLost, Overflowed, Switchboard
 from domain.dispatch import Refused
 from domain.protocol import InferenceAccepted, InferenceResponseChunk, Sealed
 
@@ -56,12 +56,12 @@ class TestTime:
         with pytest.raises(TimeoutError):
             await Inbox().get(0.001)
 
-    async def test_with_no_time_left_nothing_is_read(self) -> None:
+    async def test_what_waits_is_read_with_no_time_left(self) -> None:
         inbox = Inbox()
         inbox.put(Aborted())
+        assert await inbox.get(0) == Aborted()
         with pytest.raises(TimeoutError):
             await inbox.get(0)
-        assert await inbox.get(SOON_SECONDS) == Aborted()
 
     async def test_what_comes_after_a_timeout_is_not_lost(self) -> None:
         inbox = Inbox()
@@ -89,12 +89,11 @@ class TestOverflow:
             inbox.put(chunk(BUFFERED_BYTES_MAX // 4 - 1))
         assert [await inbox.get(SOON_SECONDS) for _ in range(4)] == [chunk(BUFFERED_BYTES_MAX // 4 - 1)] * 4
 
-    async def test_one_byte_more_is_an_overflow(self) -> None:
+    async def test_one_byte_more_is_an_overflow_that_is_told_first(self) -> None:
         inbox = Inbox()
         inbox.put(chunk(BUFFERED_BYTES_MAX))
         inbox.put(chunk(1))
-        with pytest.raises(InboxOverflow):
-            await inbox.get(SOON_SECONDS)
+        assert await inbox.get(SOON_SECONDS) == Overflowed(JOB)
 
     async def test_what_was_read_makes_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inbox_module, "BUFFERED_BYTES_MAX", 100)
@@ -104,15 +103,36 @@ class TestOverflow:
             assert await inbox.get(SOON_SECONDS) == chunk(60)
         inbox.put(chunk(60))
         inbox.put(chunk(60))
-        with pytest.raises(InboxOverflow):
-            await inbox.get(SOON_SECONDS)
+        assert await inbox.get(SOON_SECONDS) == Overflowed(JOB)
 
-    async def test_writers_never_wait(self) -> None:
+    async def test_after_an_overflow_only_the_last_word_is_taken(self) -> None:
         inbox = Inbox()
         for _ in range(3):
             inbox.put(chunk(BUFFERED_BYTES_MAX))
-        with pytest.raises(InboxOverflow):
-            await inbox.get(SOON_SECONDS)
+        inbox.put(MachineLost(JOB))
+        read = [await inbox.get(SOON_SECONDS) for _ in range(3)]
+        assert read == [Overflowed(JOB), chunk(BUFFERED_BYTES_MAX), MachineLost(JOB)]
+        with pytest.raises(TimeoutError):
+            await inbox.get(0)
+
+
+class TestForgetting:
+    async def test_nothing_of_a_forgotten_attempt_is_read_and_everything_of_another(self) -> None:
+        inbox = Inbox()
+        other = InferenceAccepted("another")
+        for item in (chunk(1), other, MachineLost(JOB)):
+            inbox.put(item)
+        inbox.forget(JOB)
+        inbox.put(chunk(1))
+        inbox.put(ConsumerGone())
+        assert [await inbox.get(SOON_SECONDS), await inbox.get(SOON_SECONDS)] == [other, ConsumerGone()]
+
+    async def test_its_output_makes_room(self) -> None:
+        inbox = Inbox()
+        inbox.put(InferenceResponseChunk("another", Sealed("key", "x" * BUFFERED_BYTES_MAX)))
+        inbox.forget("another")
+        inbox.put(chunk(BUFFERED_BYTES_MAX - 1))
+        assert await inbox.get(SOON_SECONDS) == chunk(BUFFERED_BYTES_MAX - 1)
 
 
 class TestSwitchboard:
@@ -181,5 +201,4 @@ async def test_what_is_taken_ahead_makes_room_and_after_a_loss_nothing_is() -> N
     inbox.put(chunk(2_000))
 
     assert inbox.ready_output(JOB) is None
-    with pytest.raises(InboxOverflow):
-        await inbox.get(SOON_SECONDS)
+    assert await inbox.get(SOON_SECONDS) == Overflowed(JOB)

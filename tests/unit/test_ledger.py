@@ -256,6 +256,20 @@ class TestSettlement:
         given(ledger, dispatch(2, owner="fast", failures=(failure,)), settle("ada", attempt=2))
         assert (wallet(ledger, "slow").version, wallet(ledger, "fast").balance) == (0, 1_000)
 
+    def test_a_settlement_records_what_became_of_the_other_attempts(self, ledger: MemoryLedger) -> None:
+        given(ledger, grant("ada", 5_000), admit("ada"), dispatch(1, owner="slow"), dispatch(2, owner="fast"))
+        overtaken = JobFailure(FIRST_JOB, "overtaken", 499)
+        given(ledger, settle("ada", attempt=2, failures=(overtaken,)))
+        assert (wallet(ledger, "slow").version, wallet(ledger, "fast").balance) == (0, 1_000)
+        assert ledger.state_of(InferenceRequest, str(REQUEST)).failed == {FIRST_JOB}
+
+    def test_an_attempt_that_failed_is_not_paid(self, ledger: MemoryLedger) -> None:
+        given(ledger, grant("ada", 5_000), admit("ada"), dispatch())
+        recorded = len(ledger.log)
+        with pytest.raises(Conflict):
+            ledger.execute(settle("ada", failures=(JobFailure(FIRST_JOB, "overtaken", 499),)))
+        assert len(ledger.log) == recorded
+
     def test_a_second_settlement_finds_the_first(self, ledger: MemoryLedger) -> None:
         given(ledger, grant("ada", 5_000), admit("ada"), dispatch())
         first = ledger.execute(settle("ada", 600, 400))
