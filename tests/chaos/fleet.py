@@ -195,6 +195,7 @@ class Market:
 
     def stop_in_order(self, name: str) -> None:
         process = self.running.pop(name)
+        process.ready_line()  # one that only starts would simply end
         assert process.terminate() == 0, process.log()[-3000:]
 
     @contextlib.contextmanager

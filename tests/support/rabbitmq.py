@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+import pika
+import pika.exceptions
 
 from tests.conftest import missing_service
 from tests.support.processes import eventually
@@ -17,8 +22,12 @@ START_SECONDS_MAX = 120.0
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port for a server that will be away for a while: below those that the system gives to clients, because one that
+    tries to connect to such a port in the meantime can be given that very port, and keep it."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class RabbitmqNode:
@@ -62,9 +71,9 @@ class RabbitmqNode:
             self._process.wait(60)
 
     def _answers(self) -> bool:
-        import pika
-        import pika.exceptions
-
+        assert self._process is not None
+        ended = self._process.poll() is not None
+        assert not ended, (self._folder / "server.out").read_text(errors="replace")[-3_000:]
         try:
             pika.BlockingConnection(pika.URLParameters(self.url)).close()
         except (pika.exceptions.AMQPError, OSError):
