@@ -9,12 +9,13 @@ from uuid import UUID
 from domain.eventsourced import Aggregate
 from domain.invariants import Logged
 from domain.invariants.catalogue import Report, Violation
+from domain.invites import InviteCode
 from domain.key_budgets import KeyBudget
 from domain.machines import ProviderMachine
 from domain.wallet import Wallet
 from projections.page import Connection
 
-SNAPSHOTTED: Mapping[str, type[Aggregate]] = {cls.KIND: cls for cls in (Wallet, ProviderMachine, KeyBudget)}
+SNAPSHOTTED: Mapping[str, type[Aggregate]] = {cls.KIND: cls for cls in (Wallet, ProviderMachine, KeyBudget, InviteCode)}
 """The aggregates that get snapshots, by the first part of their events' topics."""
 
 SNAPSHOTS = "SELECT originator_id, originator_version, class_version, state FROM snapshots"

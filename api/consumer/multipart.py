@@ -84,12 +84,12 @@ class _Form:
         self.complete = True
 
     def members(self) -> dict[str, Any]:
-        """A file is its content under the part's name, and its name under that name with ``_name``; a part whose name
-        ends in ``[]`` is one of a list."""
+        """Of a field that comes twice, the last value counts. A file is its content under the part's name, and its name
+        under that name with ``_name``; a part whose name ends in ``[]`` is one of a list."""
         members: dict[str, Any] = {}
         for part in self.parts:
-            if part.name in members:
-                raise InvalidRequest("A part of the form comes twice.", param=part.name[:64])
+            if part.filename is not None and part.name in members:
+                raise InvalidRequest("A file of the form comes twice.", param=part.name[:64])
             if part.filename is not None:
                 members |= {part.name: bytes(part.content), f"{part.name}_name": part.filename}
             elif part.name.endswith("[]"):

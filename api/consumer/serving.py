@@ -26,6 +26,7 @@ from domain.catalog import CatalogModel
 from domain.dispatch import ReleaseJob
 from domain.errors import LedgerUnavailable, ModelNotFound, ServiceUnavailable
 from domain.keys import Caller
+from domain.kinds import TEXT
 from domain.protocol import ENDPOINTS
 from domain.routing import ANY_MACHINE, Constraints
 
@@ -195,5 +196,6 @@ async def model_of(model_id: str, coordinator: Coordinator) -> CatalogModel:
         return found
     if coordinator.catalog.open_to_unlisted and model_id.isprintable():
         for machine in await coordinator.fleet.offers(model_id):
-            return coordinator.catalog.unlisted(model_id, machine.context_lengths.get(model_id, 0))
+            context_length = machine.context_lengths.get(model_id, 0)
+            return coordinator.catalog.unlisted(model_id, context_length, machine.kinds.get(model_id, TEXT))
     raise ModelNotFound(param="model")

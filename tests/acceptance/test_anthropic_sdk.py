@@ -54,8 +54,13 @@ def test_the_packages_stream_helper_rebuilds_the_whole_answer(real_agent: Proces
         message = stream.get_final_message()
     assert text == message.content[0].text == whole.content[0].text
     assert message.stop_reason == whole.stop_reason
-    assert message.usage.input_tokens == whole.usage.input_tokens
+    assert _tokens_read(message) == _tokens_read(whole)
+    assert message.usage.cache_read_input_tokens  # the machine remembers what it has just read
     assert message.usage.output_tokens == whole.usage.output_tokens
+
+
+def _tokens_read(message: anthropic.types.Message) -> int:
+    return message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
 
 
 async def test_the_async_client_streams_raw_events_in_their_order(

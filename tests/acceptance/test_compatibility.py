@@ -402,6 +402,7 @@ def page(of_openai: openai.OpenAI, of_anthropic: anthropic.Anthropic) -> str:
                 {"model": EMBEDDER, "input": "a"},
                 EMBEDDINGS,
                 EmbeddingCreateParams.__annotations__,
+                {},
             ),
         ),
         (
@@ -411,6 +412,7 @@ def page(of_openai: openai.OpenAI, of_anthropic: anthropic.Anthropic) -> str:
                 {"model": PAINTER, "prompt": "a", "size": "32x32", "extra_body": {"steps": 1}},
                 IMAGES,
                 ImageGenerateParamsBase.__annotations__,
+                {},
             ),
         ),
         (
@@ -420,6 +422,7 @@ def page(of_openai: openai.OpenAI, of_anthropic: anthropic.Anthropic) -> str:
                 {"model": LISTENER, "file": SOUND, "temperature": 0},
                 TRANSCRIPTIONS,
                 TranscriptionCreateParamsBase.__annotations__,
+                {},
             ),
         ),
         ("`anthropic`: methods", methods_of_anthropic(of_anthropic)),

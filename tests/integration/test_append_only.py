@@ -199,15 +199,26 @@ def test_an_auditor_sees_whose_keys_there_are_and_no_hash_of_any(owned: Owned) -
                 connection.execute(statement)
 
 
+NO_SECRETS = {
+    ("batches", "consumer_key"),
+    ("checkpoint_keys", "verifier_key"),
+    ("journal_lines", "entry_key"),
+    ("provider_earnings", "provider_key"),
+}
+"""Columns that look like secrets and are none: public keys, and the business keys of entries."""
+
+
 def test_no_column_that_holds_a_hash_of_a_secret_or_sealed_content_is_forgotten(database: str) -> None:
     with psycopg.connect(database) as connection:
         found = connection.execute(
-            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' "
-            "AND column_name ~ '(key|token|secret|password)_hash|password|secret$|sealed'"
+            "SELECT table_name, column_name, column_name ~ '_hash$|password|secret$|sealed|email|_key$' "
+            "FROM information_schema.columns WHERE table_schema = 'public'"
         ).fetchall()
-    assert {(table, column) for table, column in found} == {
-        (table, column) for table, columns in roles.SECRET_COLUMNS.items() for column in columns
-    }
+    there = {(table, column) for table, column, _ in found}
+    suspicious = {(table, column) for table, column, looks_secret in found if looks_secret}
+    secret = {(table, column) for table, columns in roles.SECRET_COLUMNS.items() for column in columns}
+    assert secret <= there
+    assert suspicious - secret == NO_SECRETS
 
 
 def test_grants_follow_tables_that_come_later_and_are_given_as_often_as_one_likes(

@@ -18,6 +18,7 @@ from domain.adjusting import ApproveAdjustment, RejectAdjustment
 from domain.closing import ClosePeriod, LockPeriod
 from domain.events import UnknownEvent, UnreadableEvent
 from domain.eventsourced import Actor
+from domain.inviting import CreateInvite, DeactivateInvite, RedeemInvite
 from domain.key_budgets import KeyLimit
 from domain.ledger import CloseSession, OpenAccount, OpenSession
 from domain.machines import MachineRegistered, ProviderMachine
@@ -81,6 +82,9 @@ def write_one_of_each(writer: LedgerWriter) -> None:
         adjustment_id = uuid4()
         writer.execute(propose(consumer, adjustment_id=adjustment_id))
         writer.execute(decide(actor=SECOND_ADMIN, adjustment_id=adjustment_id))
+    writer.execute(CreateInvite(actor=FIRST_ADMIN, code="WELCOME", amount_micro_usd=100))
+    writer.execute(RedeemInvite(code="WELCOME", account_id=consumer))
+    writer.execute(DeactivateInvite(actor=FIRST_ADMIN, code="WELCOME"))
     writer.execute(LockPeriod(actor=FIRST_ADMIN, period="2020-01"))
     writer.execute(ClosePeriod(actor=FIRST_ADMIN, period="2020-01", position=1, trial_balance_sha256="ab" * 32))
 
