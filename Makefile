@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
+TESTS_AT_ONCE ?= 2
 
 .PHONY: demo test lint typecheck replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
 
@@ -11,8 +12,9 @@ demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
 demo: export DEMO_PROMPT = $(PROMPT)
 
+# Files of tests run side by side, so many at once.
 test: $(STAMP) lint typecheck
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check -q .
