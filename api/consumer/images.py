@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -16,6 +17,7 @@ from api.consumer.images_answer import Images, ImagesReader, write_images
 from api.consumer.images_request import BODY_BYTES_MAX, ImagesRequest, bounds_of_images, images_body, parse_images
 from api.consumer.inference import Finished
 from api.consumer.rendering import WholeOnly
+from api.consumer.sealed_transport import SEALED
 from api.consumer.serving import serve
 from api.coordinator import Coordinator
 from domain.catalog import CatalogModel
@@ -36,7 +38,10 @@ async def create_images(request: Request) -> Response:
         return f"{folder}/{coordinator.image_files.keep(image)}"
 
     def read(body: dict[str, Any]) -> ImagesCall:
-        return ImagesCall(parse_images(body), url_of)
+        asked = parse_images(body)
+        if SEALED in request.scope:  # a URL would let others see what the seal is to hide
+            asked = msgspec.structs.replace(asked, as_base64=True)
+        return ImagesCall(asked, url_of)
 
     return await serve(request, read, bytes_max=BODY_BYTES_MAX)
 

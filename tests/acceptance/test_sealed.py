@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from clients.darkbloom_sealed import AsyncSealedTransport, CoordinatorKey, Exchange, SealedTransport
+from domain.kinds import IMAGE
 from tests.support.machine import Job, Machine, answer_at_once
 from tests.support.node import run_client
 from tests.support.processes import Coordinator, Key
@@ -159,6 +160,19 @@ def test_the_synchronous_transport_serves_the_sync_sdk(up: Coordinator, key: Key
         wrong = client.with_options(api_key="eigeninference-wrong")
         with pytest.raises(openai.AuthenticationError):
             wrong.chat.completions.create(**ask("m", "x"))
+
+
+async def test_images_that_were_asked_for_sealed_come_in_the_answer_and_never_behind_a_url(
+    up: Coordinator, key: Key, model: str
+) -> None:
+    async with (
+        httpx.AsyncClient(transport=AsyncSealedTransport(up.url), timeout=60) as http_client,
+        Machine(up.url, model=model, kind=IMAGE).connected(),
+    ):
+        client = openai.AsyncOpenAI(base_url=f"{up.url}/v1", api_key=key.secret, http_client=http_client, max_retries=0)
+        made = await client.images.generate(model=model, prompt="a heron", response_format="url", size="64x64")
+    assert made.data is not None
+    assert (made.data[0].url, base64.b64decode(made.data[0].b64_json or "")[:4]) == (None, b"\x89PNG")
 
 
 @pytest.mark.parametrize("stream", [False, True])
