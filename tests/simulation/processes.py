@@ -38,7 +38,9 @@ class Process:
         context = copy_context()
         context.run(_running.set, self)
         context.run(skew_seconds.set, self.clock_skew_seconds)
-        return asyncio.get_running_loop().create_task(coroutine, context=context)
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        task.add_done_callback(_tell_failure)
+        return task
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         self._tasks[task] = None
@@ -59,6 +61,11 @@ class Process:
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
+
+
+def _tell_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        task.get_loop().call_exception_handler({"message": "a process failed", "exception": task.exception()})
 
 
 def task_factory(

@@ -23,6 +23,8 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import dramatiq.common
+
 BEGINNING = 1_777_636_800.0
 """Unix seconds at the start of every run: noon of 1 May 2026."""
 
@@ -108,6 +110,7 @@ def world_of(seed: int, loop: VirtualLoop) -> Generator[randoms.Random, None, No
             patch.object(time, "time", wall_clock),
             patch.object(time, "monotonic", monotonic),
             patch.object(time, "perf_counter", monotonic),
+            patch.object(dramatiq.common, "time", wall_clock),
             patch.object(os, "urandom", entropy.randbytes),
             patch.object(randoms, "_urandom", entropy.randbytes),
             _clock_of_modules(),

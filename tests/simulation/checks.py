@@ -1,0 +1,238 @@
+"""What must hold after every step, whatever breaks, and what must hold once nothing breaks any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from adapters.scheduler.fleet import health_in
+from domain.eventsourced import DomainEvent, Written
+from domain.invariants import LogCheck, Logged
+from domain.requests import InferenceRequest, JobDispatched, RequestReleased, RequestSettled
+from domain.routing import breaker_state
+from domain.wallet import EarningCredited, HoldCaptured
+from tests.simulation import rules
+from tests.simulation.consumer import Told
+
+if TYPE_CHECKING:
+    from tests.simulation.machine import Machine
+    from tests.simulation.market import Market
+
+STARVED_SECONDS = 14
+"""With a free slot before it, no request waits longer: a lost wake is noticed after 5 s, by a sweep every 2 s."""
+
+SLOT_SECONDS_CALM = 3
+SLOT_SECONDS = 20
+"""A slot of a request that has ended is free again after so long: at once when nothing breaks, else by a sweep."""
+
+OVERLOADED_SECONDS = 3.0
+OVERTAKERS_MAX = 12
+
+
+class Broken(AssertionError):
+    """A rule of the market does not hold."""
+
+
+class Checks:
+    """``watch`` is called once a second, everything else where it happens."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._broken: list[str] = []
+        self._log = LogCheck(lambda violation: self.report(str(violation)))
+        self._seen_changes = -1
+        self._captured = self._shared = self._earned = 0
+        self.ends: dict[str, RequestSettled | RequestReleased] = {}
+        self._ended: Counter[str] = Counter()
+        self._starving: Counter[UUID] = Counter()
+        self._ended_for: Counter[UUID] = Counter()
+        self._jobs: set[str] = set()
+        self._claims_seen: set[tuple[UUID, int]] = set()
+        self._overtaken: Counter[tuple[UUID, str]] = Counter()
+        self.told: list[Told] = []
+
+    def report(self, what: str) -> None:
+        self._broken.append(what)
+
+    def after_step(self) -> None:
+        """Raises Broken."""
+        if self._market.tables.changes != self._seen_changes:
+            self._seen_changes = self._market.tables.changes
+            self._check_slots()
+            self._check_turns()
+        if self._broken:
+            raise Broken("; ".join(self._broken[:3]))
+
+    # --- money and ends ----------------------------------------------------------------------------------------------
+
+    def committed(self, written: Written) -> None:
+        for position, event in enumerate(written.events, written.first_position):
+            self._log.read(Logged(position, written.recorded_at, event))
+            self._follow(event)
+        self._log.close()
+        if self._captured != self._earned + self._shared:
+            self.report(f"{self._captured} was captured and {self._earned + self._shared} arrived")
+
+    def _follow(self, event: DomainEvent) -> None:
+        match event:
+            case HoldCaptured():
+                self._captured += event.captured
+            case EarningCredited():
+                self._earned += event.amount
+            case JobDispatched():
+                if event.job_id in self._jobs:
+                    self.report(f"attempt {event.job_id} is dispatched twice")
+                self._jobs.add(event.job_id)
+            case RequestSettled() | RequestReleased():
+                self._ended[event.request_id] += 1
+                if self._ended[event.request_id] > 1:
+                    self.report(f"request {event.request_id} ends twice")
+                self.ends[event.request_id] = event
+                if isinstance(event, RequestSettled) and not event.free:
+                    unclaimed = 0 if event.provider_account_id else event.provider_amount
+                    self._shared += event.platform_amount + unclaimed
+            case _:
+                pass
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    def _check_slots(self) -> None:
+        tables = self._market.tables
+        claimed: Counter[str] = Counter()
+        of_model: Counter[tuple[str, str]] = Counter()
+        tokens: Counter[tuple[str, str]] = Counter()
+        for claim in tables.claims.values():
+            claimed[claim.session_id] += 1
+            of_model[claim.session_id, claim.model] += 1
+            tokens[claim.session_id, claim.model] += claim.output_tokens
+        for machine in tables.fleet.values():
+            if machine.busy != claimed[machine.session_id]:
+                self.report(f"{machine.machine_id[:8]} counts {machine.busy} of {claimed[machine.session_id]} claims")
+            if machine.busy > machine.capacity:
+                self.report(f"{machine.machine_id[:8]} has {machine.busy} requests in {machine.capacity} slots")
+        for key, offer in tables.offers.items():
+            if key[0] in tables.fleet and (offer.requests_model, offer.output_tokens_model) != (
+                of_model[key],
+                tokens[key],
+            ):
+                self.report(f"{key} counts {offer.requests_model} of {of_model[key]} claims")
+
+    def _check_turns(self) -> None:
+        """Count for each waiting request how many of one other account came later and went first."""
+        tables = self._market.tables
+        new = tables.claims.keys() - self._claims_seen
+        if not new:
+            return
+        self._claims_seen |= new
+        for key in sorted(new):
+            claim, request_id = tables.claims[key], key[0]
+            admitted = tables.open_requests.get(request_id)
+            if admitted is None or key[1] > 1:
+                continue
+            for waiter in tables.waiters.values():
+                if (
+                    waiter.model == claim.model
+                    and waiter.woken_at is None
+                    and waiter.enqueued_at < admitted.admitted_at
+                    and waiter.account_id != claim.account_id
+                ):
+                    self._overtaken[waiter.request_id, claim.account_id] += 1
+                    if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
+                        self.report(f"{waiter.request_id} is overtaken again and again by one account")
+
+    def job_arrived(self, machine: Machine) -> None:
+        """A machine got a job: more than it takes at once may only be so while a cancellation is on its way."""
+        if len(machine.running) > machine.capacity and self._market.slots_are_known:
+            loop = asyncio.get_running_loop()
+            loop.call_later(OVERLOADED_SECONDS, self._still_overloaded, machine, frozenset(machine.running))
+
+    def _still_overloaded(self, machine: Machine, then: frozenset[str]) -> None:
+        if machine.running.keys() >= then and self._market.slots_are_known:
+            self.report(f"{machine.name} runs {len(machine.running)} jobs in {machine.capacity} slots")
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Look at what may only last for a while."""
+        market, now = self._market, self._market.unix_now()
+        if market.is_disturbed:
+            self._starving.clear()
+            self._ended_for.clear()
+            return
+        free = self._models_with_a_free_slot(now)
+        waiting = {
+            one.request_id
+            for one in market.tables.waiters.values()
+            if one.deadline > now and one.model in free and one.request_id in market.tables.open_requests
+        }
+        _count_on(self._starving, waiting)
+        for request_id, seconds in self._starving.items():
+            if seconds > STARVED_SECONDS:
+                self.report(f"request {request_id} waits before a free slot for {seconds} s")
+        ended = {key[0] for key in market.tables.claims if key[0] not in market.tables.open_requests}
+        _count_on(self._ended_for, ended)
+        limit = SLOT_SECONDS_CALM if market.is_calm else SLOT_SECONDS
+        for request_id, seconds in self._ended_for.items():
+            if seconds > limit:
+                self.report(f"request {request_id} has ended and still holds a slot after {seconds} s")
+
+    def _models_with_a_free_slot(self, now: float) -> set[str]:
+        tables = self._market.tables
+        found = set()
+        for offer in tables.offers.values():
+            machine = tables.fleet.get(offer.session_id)
+            if machine is None or not offer.routable or offer.busy >= offer.capacity or offer.put_aside_until > now:
+                continue
+            fared = tables.health.get(machine.machine_id)
+            if fared is None or breaker_state(health_in(fared.health), now=now, policy=rules.POLICY) == "closed":
+                found.add(offer.model)
+        return found
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def what_is_left(self) -> list[str]:
+        """What has not healed yet."""
+        tables = self._market.tables
+        left = [f"request {request_id} is open" for request_id in tables.open_requests]
+        left += [f"{account} has a hold" for account, wallet in self._log.wallets.items() if wallet.held]
+        left += [f"{key[0]} has a slot" for key in tables.claims]
+        left += [f"{key[0]} waits" for key, one in tables.waiters.items() if one.deadline > self._market.unix_now()]
+        routable = {one.machine_id for one in tables.fleet.values() if one.routable}
+        for machine in self._market.machines:
+            if self._market.machine_id_of(machine) not in routable:
+                left.append(f"{machine.name} cannot be routed to")
+        if self._log.open_requests:
+            left.append("the log has open requests")
+        return left
+
+    def check_what_was_told(self) -> None:
+        """Nobody pays for an error, and whoever got all has paid."""
+        for told in self.told:
+            end = self.ends.get(str(told.request_id))
+            if told.error and told.status != 200 and isinstance(end, RequestSettled):
+                self.report(f"{told.wish.name} was told {told.status} {told.error} and is charged")
+            if told.error == "provider_error" and isinstance(end, RequestSettled):
+                self.report(f"{told.wish.name} was told that nothing was charged, and is charged")
+            if told.whole and not isinstance(end, RequestSettled) and not self._market.excuses:
+                self.report(f"{told.wish.name} got a whole answer and did not pay")
+            if self._market.is_calm and not told.whole and not told.error and told.wish.patience >= 1_000.0:
+                if not told.wish.reading:
+                    self.report(f"{told.wish.name} got neither an answer nor an error")
+        if self._market.is_calm and (failed := [one for one in self.told if one.error in _INEXCUSABLE]):
+            self.report(f"{failed[0].wish.name} was told {failed[0].error} though nothing broke")
+
+
+_INEXCUSABLE = {"provider_error", "internal_error", "timeout"}
+
+
+def _count_on(seconds: Counter[UUID], now: set[UUID]) -> None:
+    for request_id in list(seconds):
+        if request_id not in now:
+            del seconds[request_id]
+    seconds.update(now)
+
+
+def request_aggregate(request_id: UUID) -> UUID:
+    return InferenceRequest.id_of(str(request_id))
