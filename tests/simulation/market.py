@@ -116,7 +116,8 @@ class Market:
 
     def _on_commit(self, written: Written) -> None:
         for event in written.events:
-            self.trace("log", f"{event.TOPIC} of {event.correlation_id}")
+            why = getattr(event, "reason", "")
+            self.trace("log", f"{event.TOPIC} of {event.correlation_id}{why and ' because of ' + why}")
         self.checks.committed(written)
 
     def gateway_at(self, name: str) -> SimulatedGateway | None:
@@ -275,9 +276,12 @@ class Market:
 
 def run(seed: int, *, on_line: Callable[[str], None] = lambda line: None) -> Outcome:
     """One run of the market. ``on_line`` gets the whole trace."""
+    is_over = False
     digest, last_lines = hashlib.sha256(), deque[str](maxlen=LAST_LINES)
 
     def write(line: str) -> None:
+        if is_over:
+            return
         digest.update(line.encode() + b"\n")
         last_lines.append(line)
         on_line(line)
@@ -300,6 +304,7 @@ def run(seed: int, *, on_line: Callable[[str], None] = lambda line: None) -> Out
         except (Broken, NothingLeftToDo, AssertionError) as problem:
             broken = f"{type(problem).__name__}: {problem}"
         finally:
+            is_over = True
             loop.after_step = lambda: None
             loop.set_exception_handler(lambda _, context: None)
             _end(loop)

@@ -86,6 +86,7 @@ class Lane:
         self._network = network
         self._names = source, target
         self._loop = asyncio.get_running_loop()
+        self._sent: deque[str | None] = deque()
         self._arrived: deque[str | None] = deque()
         self._due = 0.0
         self._waiting: asyncio.Future[None] | None = None
@@ -97,9 +98,11 @@ class Lane:
             self._network.when_healed(lambda: self.put(frame))
             return
         self._due = max(self._due, self._loop.now + self._network.delay())  # type: ignore[attr-defined]
-        self._loop.call_at(self._due, self._arrive, frame)
+        self._sent.append(frame)
+        self._loop.call_at(self._due, self._arrive)
 
-    def _arrive(self, frame: str | None) -> None:
+    def _arrive(self) -> None:
+        frame = self._sent.popleft()  # timers of one moment have no order of their own
         if self.ended:
             return
         self.ended = frame is None
