@@ -138,6 +138,7 @@ class Inference:
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
         self._looking_for: int | None = None
+        self._given_back: int | None = None
         self._ended = False
 
     def consumer_gone(self) -> None:
@@ -271,7 +272,11 @@ class Inference:
                     if isinstance(item, InferenceComplete):
                         at_work = False
                         self._observe(assigned, "job_done", self._timing_us.get("provider_us", 0) / 1000)
-                        yield await self._settle(attempt, item)
+                        # The machine is free now, however long its consumer takes to read the end.
+                        finished, _ = await asyncio.gather(
+                            self._settle(attempt, item), self._give_slot_back(assigned.attempt)
+                        )
+                        yield finished
                     else:
                         yield item
         except (AttemptFailed, TimeoutError, Consumed, InboxOverflow, _Stopped) as problem:
@@ -409,6 +414,9 @@ class Inference:
         await self._give_slot_back(number)
 
     async def _give_slot_back(self, number: int) -> None:
+        if number == self._given_back:
+            return
+        self._given_back = number
         try:
             for job in await self._tools.fleet.release(self.request_id, number):
                 await self._tools.jobs.send(job)

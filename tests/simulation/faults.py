@@ -55,7 +55,7 @@ async def gateway_is_killed(market: Market, chance: Random, seconds: float) -> N
     market.excuses.add("gateway killed")
     market.kill_gateway(name)
     await asyncio.sleep(seconds)
-    market.start_gateway(name)
+    market.revive_gateway(name)
 
 
 async def gateway_restarts_in_order(market: Market, chance: Random, seconds: float) -> None:
@@ -74,7 +74,7 @@ async def scheduler_is_killed(market: Market, chance: Random, seconds: float) ->
     market.trace("fault", f"{name} is killed")
     market.kill_scheduler(name)
     await asyncio.sleep(seconds)
-    market.start_scheduler(name)
+    market.revive_scheduler(name)
 
 
 async def broker_misbehaves(market: Market, chance: Random, seconds: float) -> None:
@@ -116,6 +116,8 @@ async def machine_is_cut_off(market: Market, chance: Random, seconds: float) -> 
 
 
 async def key_is_revoked(market: Market, chance: Random, seconds: float) -> None:
+    if not market.credentials.keys():
+        return
     key = chance.choice(market.credentials.keys())
     market.trace("fault", f"{key} is revoked")
     market.credentials.revoke(key)

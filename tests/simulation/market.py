@@ -34,6 +34,9 @@ CALM_EVERY = 5
 """One seed of so many has no faults: there everything must go right at once."""
 
 TRAFFIC_SECONDS = 45.0
+SETTLING_SECONDS = 15.0
+"""After the last fault, so long may what is dead still look alive: a lease, its grace and a sweep."""
+
 HEALING_SECONDS = 240
 LAST_LINES = 40
 CREDIT_MICRO_USD = 1_000_000
@@ -150,6 +153,15 @@ class Market:
         if name in self._schedulers:
             self._schedulers[name].kill()
 
+    def revive_gateway(self, name: str) -> None:
+        """Start it unless it runs."""
+        if not self._gateways[name].process.alive:
+            self.start_gateway(name)
+
+    def revive_scheduler(self, name: str) -> None:
+        if not self._schedulers[name].process.alive:
+            self.start_scheduler(name)
+
     @staticmethod
     def machine_id_of(machine: Machine) -> str:
         return machine_id_of(machine.name.encode())
@@ -169,7 +181,7 @@ class Market:
         await asyncio.sleep(TRAFFIC_SECONDS)
         await asyncio.gather(*going_wrong)
         self._repair()
-        await asyncio.gather(*asking)
+        await asyncio.gather(*asking, asyncio.sleep(SETTLING_SECONDS))
         await self._until_healed()
         await self._probe()
         await self._until_healed()
@@ -240,11 +252,9 @@ class Market:
             if not machine.process.alive:
                 machine.start()
         for name in self.gateway_names:
-            if not self._gateways[name].process.alive:
-                self.start_gateway(name)
+            self.revive_gateway(name)
         for name in self.scheduler_names:
-            if not self._schedulers[name].process.alive:
-                self.start_scheduler(name)
+            self.revive_scheduler(name)
 
     async def _until_healed(self) -> None:
         for _ in range(HEALING_SECONDS):
@@ -301,8 +311,10 @@ def run(seed: int, *, on_line: Callable[[str], None] = lambda line: None) -> Out
 
         try:
             loop.run_until_complete(open_market())
-        except (Broken, NothingLeftToDo, AssertionError) as problem:
+        except (Broken, NothingLeftToDo) as problem:
             broken = f"{type(problem).__name__}: {problem}"
+        except Exception as problem:
+            broken = _told_by({"message": "the simulation failed", "exception": problem})
         finally:
             is_over = True
             loop.after_step = lambda: None
