@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from adapters.scheduler.fleet import health_in
 from domain.eventsourced import DomainEvent, Written
 from domain.invariants import LogCheck, Logged
-from domain.requests import InferenceRequest, JobDispatched, RequestReleased, RequestSettled
+from domain.requests import JobDispatched, RequestReleased, RequestSettled
 from domain.routing import breaker_state
 from domain.wallet import EarningCredited, HoldCaptured
 from tests.simulation import rules
@@ -20,15 +20,22 @@ if TYPE_CHECKING:
     from tests.simulation.machine import Machine
     from tests.simulation.market import Market
 
+K = TypeVar("K")
+
 STARVED_SECONDS = 14
 """With a free slot before it, no request waits longer: a lost wake is noticed after 5 s, by a sweep every 2 s."""
 
 SLOT_SECONDS_CALM = 3
 SLOT_SECONDS = 20
-"""A slot of a request that has ended is free again after so long: at once when nothing breaks, else by a sweep."""
+"""A request that has ended leaves its slot after so long: at once when nothing breaks, else by a sweep."""
 
-OVERLOADED_SECONDS = 3.0
-OVERTAKERS_MAX = 12
+WORK_SECONDS = 5
+"""A machine works on after the end of a request for so long, until it is told or loses its connection."""
+
+CANCELLED_SECONDS = 1.0
+"""After so long a cancellation has arrived."""
+
+OVERTAKERS_MAX = 8
 
 
 class Broken(AssertionError):
@@ -48,7 +55,10 @@ class Checks:
         self._ended: Counter[str] = Counter()
         self._starving: Counter[UUID] = Counter()
         self._ended_for: Counter[UUID] = Counter()
-        self._jobs: set[str] = set()
+        self._for_nobody: Counter[str] = Counter()
+        self._attempts: dict[str, tuple[UUID, int]] = {}
+        self._asked: set[tuple[UUID, str]] = set()
+        self._over: set[UUID] = set()
         self._claims_seen: set[tuple[UUID, int]] = set()
         self._overtaken: Counter[tuple[UUID, str]] = Counter()
         self.told: list[Told] = []
@@ -82,14 +92,20 @@ class Checks:
             case EarningCredited():
                 self._earned += event.amount
             case JobDispatched():
-                if event.job_id in self._jobs:
+                if event.job_id in self._attempts:
                     self.report(f"attempt {event.job_id} is dispatched twice")
-                self._jobs.add(event.job_id)
+                self._attempts[event.job_id] = UUID(event.correlation_id), event.attempt
+                if (event.originator_id, event.provider_id) in self._asked:
+                    self.report(f"a machine that failed request {event.originator_id} is asked again")
+                self._asked.add((event.originator_id, event.provider_id))
+                if event.originator_id in self._over:
+                    self.report(f"request {event.originator_id} has ended and is dispatched")
             case RequestSettled() | RequestReleased():
                 self._ended[event.request_id] += 1
                 if self._ended[event.request_id] > 1:
                     self.report(f"request {event.request_id} ends twice")
                 self.ends[event.request_id] = event
+                self._over.add(event.originator_id)
                 if isinstance(event, RequestSettled) and not event.free:
                     unclaimed = 0 if event.provider_account_id else event.provider_amount
                     self._shared += event.platform_amount + unclaimed
@@ -142,15 +158,20 @@ class Checks:
                     if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
                         self.report(f"{waiter.request_id} is overtaken again and again by one account")
 
-    def job_arrived(self, machine: Machine) -> None:
-        """A machine got a job: more than it takes at once may only be so while a cancellation is on its way."""
-        if len(machine.running) > machine.capacity and self._market.slots_are_known:
-            loop = asyncio.get_running_loop()
-            loop.call_later(OVERLOADED_SECONDS, self._still_overloaded, machine, frozenset(machine.running))
+    def job_arrived(self, machine: Machine, job_id: str) -> None:
+        """A machine got a job. Without a slot it may only have it while a cancellation is on its way."""
+        if not self._has_slot(job_id):
+            asyncio.get_running_loop().call_later(
+                CANCELLED_SECONDS, self._check_for_slot, machine, machine.running[job_id], job_id
+            )
 
-    def _still_overloaded(self, machine: Machine, then: frozenset[str]) -> None:
-        if machine.running.keys() >= then and self._market.slots_are_known:
-            self.report(f"{machine.name} runs {len(machine.running)} jobs in {machine.capacity} slots")
+    def _has_slot(self, job_id: str) -> bool:
+        return self._attempts[job_id] in self._market.tables.claims
+
+    def _check_for_slot(self, machine: Machine, running: asyncio.Task[None], job_id: str) -> None:
+        is_open = self._attempts[job_id][0] in self._market.tables.open_requests
+        if not running.done() and is_open and self._market.slots_are_known and not self._has_slot(job_id):
+            self.report(f"{machine.name} runs job {job_id} without a slot")
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -160,6 +181,7 @@ class Checks:
         if market.is_disturbed:
             self._starving.clear()
             self._ended_for.clear()
+            self._for_nobody.clear()
             return
         free = self._models_with_a_free_slot(now)
         waiting = {
@@ -174,6 +196,16 @@ class Checks:
         ended = {key[0] for key in market.tables.claims if key[0] not in market.tables.open_requests}
         _count_on(self._ended_for, ended)
         limit = SLOT_SECONDS_CALM if market.is_calm else SLOT_SECONDS
+        for_nobody = {
+            job_id
+            for machine in market.machines
+            for job_id in machine.running
+            if self._attempts[job_id][0] not in market.tables.open_requests
+        }
+        _count_on(self._for_nobody, for_nobody)
+        for job_id, seconds in self._for_nobody.items():
+            if seconds > WORK_SECONDS:
+                self.report(f"a machine works on job {job_id} for nobody, {seconds} s after its request has ended")
         for request_id, seconds in self._ended_for.items():
             if seconds > limit:
                 self.report(f"request {request_id} has ended and still holds a slot after {seconds} s")
@@ -227,12 +259,9 @@ class Checks:
 _INEXCUSABLE = {"provider_error", "internal_error", "timeout"}
 
 
-def _count_on(seconds: Counter[UUID], now: set[UUID]) -> None:
-    for request_id in list(seconds):
-        if request_id not in now:
-            del seconds[request_id]
+def _count_on(seconds: Counter[K], now: set[K]) -> None:
+    for key in list(seconds):
+        if key not in now:
+            del seconds[key]
     seconds.update(now)
 
-
-def request_aggregate(request_id: UUID) -> UUID:
-    return InferenceRequest.id_of(str(request_id))

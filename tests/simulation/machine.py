@@ -150,7 +150,7 @@ class Machine:
                 job = asyncio.create_task(self._run(connection, message))
                 self.running[message.request_id] = job
                 job.add_done_callback(lambda _: self.running.pop(message.request_id, None))
-                self._market.checks.job_arrived(self)
+                self._market.checks.job_arrived(self, message.request_id)
             case Cancel():
                 running = self.running.pop(message.request_id, None)
                 if running is not None:

@@ -226,7 +226,7 @@ class Market:
             )
             for key in range(2):
                 self.credentials.add(f"key-{number}-{key}", account_id)
-            asks = self.chance.randint(15, 40) if number == 0 else self.chance.randint(3, 14)
+            asks = self.chance.randint(10, 28) if number == 0 else self.chance.randint(2, 9)
             at = self.chance.uniform(0.0, 10.0)
             for turn in range(asks):
                 at += self.chance.expovariate(1.5) if self.chance.random() < 0.3 else self.chance.uniform(0.0, 0.1)
