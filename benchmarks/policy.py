@@ -500,9 +500,7 @@ def main() -> None:
     options = parser.parse_args()
     report: dict[str, float] = {}
     for name in POLICIES:
-        hours = [
-            hour_of(name, seed, options.machines, options.requests_per_second) for seed in range(options.seeds)
-        ]
+        hours = [hour_of(name, seed, options.machines, options.requests_per_second) for seed in range(options.seeds)]
         first_words = [1_000 * seconds for hour in hours for seconds in hour.first_words]
         report[f"ttft_p50_ms_{name}"] = round(statistics.median(first_words))
         report[f"ttft_p95_ms_{name}"] = round(statistics.quantiles(first_words, n=100)[94])

@@ -99,7 +99,9 @@ class MemorySide:
     def rows(self) -> dict[str, set[tuple[Any, ...]]]:
         tables = self._tables
         return {
-            "fleet": {(one.session_id, one.gateway_id, one.capacity, one.routable, one.busy) for one in tables.fleet.values()},
+            "fleet": {
+                (one.session_id, one.gateway_id, one.capacity, one.routable, one.busy) for one in tables.fleet.values()
+            },
             "offers": {
                 (
                     *key,
@@ -391,9 +393,7 @@ async def test_whatever_happens_memory_and_postgresql_say_the_same(sides: tuple[
     operations, weights = zip(*OPERATIONS, strict=True)
     for step in range(STEPS):
         operation = plan.choices(operations, weights)[0]
-        in_memory, in_postgresql = [
-            await operation(side, world) for side, world in zip(sides, worlds, strict=True)
-        ]
+        in_memory, in_postgresql = [await operation(side, world) for side, world in zip(sides, worlds, strict=True)]
         assert in_memory == in_postgresql, f"step {step}: {operation.__name__}"
         memory, postgresql = sides[0].rows(), sides[1].rows()
         for table, rows in memory.items():

@@ -264,4 +264,3 @@ def _count_on(seconds: Counter[K], now: set[K]) -> None:
         if key not in now:
             del seconds[key]
     seconds.update(now)
-

@@ -106,7 +106,9 @@ async def ask(market: Market, gateway: SimulatedGateway, wish: Wish) -> Told:
     error = refused[0] if refused else ears.error
     whole = ears.ended and ears.status == 200 and not error
     told = Told(wish, mine[0] if mine else None, ears.status, whole, error)
-    market.trace(wish.name, f"is told {told.status} {told.error or ('all' if whole else 'a part')} of {told.request_id}")
+    market.trace(
+        wish.name, f"is told {told.status} {told.error or ('all' if whole else 'a part')} of {told.request_id}"
+    )
     return told
 
 

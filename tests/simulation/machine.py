@@ -90,6 +90,8 @@ class Machine:
             self._connection.close(1006)
 
     def get_into(self, mood: Mood) -> None:
+        if self.mood == "leaking" and mood != "leaking":
+            self.disconnect()  # whoever broke the protocol has to register again
         self.mood = mood
         if mood == "frozen":
             self._thaw.clear()
@@ -167,7 +169,9 @@ class Machine:
         envelope = {"attestation": blob, "signature": signed_by(self.name)}
         return Register(
             hardware=Hardware(machine_model="Mac16,5", chip_name="Apple M4", memory_gb=128),
-            models=tuple(OfferedModel(model, 4 * 2**30, "llama", "8bit", context_length=8_192) for model in self.models),
+            models=tuple(
+                OfferedModel(model, 4 * 2**30, "llama", "8bit", context_length=8_192) for model in self.models
+            ),
             backend="inprocess-mlx",
             version="0.1.0",
             public_key=self._key,

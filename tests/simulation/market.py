@@ -226,13 +226,15 @@ class Market:
             )
             for key in range(2):
                 self.credentials.add(f"key-{number}-{key}", account_id)
-            asks = self.chance.randint(10, 28) if number == 0 else self.chance.randint(2, 9)
+            asks = self.chance.randint(15, 40) if number == 0 else self.chance.randint(3, 12)
             at = self.chance.uniform(0.0, 10.0)
             for turn in range(asks):
                 at += self.chance.expovariate(1.5) if self.chance.random() < 0.3 else self.chance.uniform(0.0, 0.1)
                 key = f"key-{number}-{self.chance.randint(0, 1)}"
                 wish = wish_of(self.chance, f"{account_id}#{turn}", key, [rules.SMALL, rules.LARGE], calm=self.is_calm)
-                asking.append(asyncio.create_task(self._ask(min(at, TRAFFIC_SECONDS), wish, Random(self.chance.random()))))
+                asking.append(
+                    asyncio.create_task(self._ask(min(at, TRAFFIC_SECONDS), wish, Random(self.chance.random())))
+                )
         return asking
 
     async def _ask(self, at: float, wish: Wish, chance: Random) -> None:
@@ -353,4 +355,3 @@ def _end(loop: VirtualLoop) -> None:
             task.cancel()
         with suppress(Exception, asyncio.CancelledError):
             loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 class Door(Protocol):
     async def reach(self, action: Callable[[], R]) -> R:
-        """Run something at the database. Raises psycopg.OperationalError when it, or its answer, does not get through."""
+        """Run something at the database. Raises psycopg.OperationalError when it or its answer does not get through."""
         ...
 
 

@@ -140,7 +140,7 @@ class MachineHealth:
 
 
 class Tables:
-    """``clock`` is the database's own, in Unix seconds. ``changes`` counts statements that may have changed something."""
+    """``clock`` is the database's own, in Unix seconds; ``changes`` counts statements that may have changed a row."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -249,7 +249,7 @@ class Tables:
             and one.routable
             and one.trust in wanted["trusts"]
             and gateway_id in (None, one.gateway_id)
-            and (not restricted or one.session_id in self.fleet and _is_meant(self.fleet[one.session_id], wanted))
+            and (not restricted or (one.session_id in self.fleet and _is_meant(self.fleet[one.session_id], wanted)))
         ]
         healthy = sum(one.put_aside_until <= now for one in found)
         wish = self.wishes.get(wanted["model"])
@@ -320,7 +320,15 @@ class Tables:
                 yield session_id, max(machine.capacity - machine.busy, 0)
 
     def _offer(
-        self, session_id: str, model: str, trust: int, routable: bool, rank: Rank, put_aside_until: float, *, is_new: bool
+        self,
+        session_id: str,
+        model: str,
+        trust: int,
+        routable: bool,
+        rank: Rank,
+        put_aside_until: float,
+        *,
+        is_new: bool,
     ) -> None:
         machine, known = self.fleet[session_id], self.offers.get((session_id, model))
         mine = [one for one in self.claims.values() if one.session_id == session_id and one.model == model]
@@ -529,9 +537,7 @@ class Tables:
     def _meet_machine(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
         known = self.health.get(wanted["machine_id"])
         health = known.health if known else wanted["neutral"]
-        self.health[wanted["machine_id"]] = MachineHealth(
-            wanted["account_id"], wanted["models"], health, self._clock()
-        )
+        self.health[wanted["machine_id"]] = MachineHealth(wanted["account_id"], wanted["models"], health, self._clock())
         return ((health,),)
 
     def _lock_health(self, parameters: Row) -> Iterable[Row]:

@@ -84,7 +84,9 @@ class MemoryLedger:
             row = Stored(position, event.originator_id, event.originator_version, event.TOPIC, events.encode(event))
             history = self._histories[row.originator_id]
             expected = len(history) + 1
-            assert row.originator_version == expected, f"{row.topic} is version {row.originator_version}, not {expected}"
+            assert row.originator_version == expected, (
+                f"{row.topic} is version {row.originator_version}, not {expected}"
+            )
             history.append(row)
             self.log.append(row)
         self.cache.shrink()
