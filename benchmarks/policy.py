@@ -1,10 +1,10 @@
 """What routing is worth: the first word and the answers of the product's choice, against three simpler ones.
 
 A simulated hour of a network in one thread, for each of some seeds and four times with the same requests: once as
-``domain.routing`` chooses, once at random, once in turn, once for the machine with the fewest requests. All four see the
-same machines through the same gates, wait in the same queue, and may try a failed request twice more elsewhere. What a
-policy may know it knows as late as in the product: what it dispatched itself at once, everything else with a heartbeat
-every five seconds.
+``domain.routing`` chooses, once at random, once in turn, once for the machine with the fewest requests. All four see
+the same machines through the same gates, wait in the same queue, and may try a failed request twice more elsewhere.
+What a policy may know it knows as late as in the product: what it dispatched itself at once, everything else with a
+heartbeat every five seconds.
 
 The machines are Macs from an M1 to an M3 Ultra. They hold some of their models in memory and load others when they are
 asked for them; they read prompts one after another, answer several requests at once and each one slower the more there
@@ -25,6 +25,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -154,6 +155,9 @@ class Mac:
             if self._used_gb() + one.size_gb <= 0.75 * self.memory_gb:
                 self.loaded.append(one)
         self.snapshot = self.look(0.0)
+
+    def fail_until(self, when: float) -> None:
+        self.fails_until = when
 
     def _used_gb(self) -> float:
         return sum(one.size_gb for one in self.loaded)
@@ -324,7 +328,7 @@ class Network:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._plan_the_owners(Random(f"owners {seed}"))
         for request in requests:
-            self._at(request.at, lambda request=request: self._ask(request))
+            self._at(request.at, partial(self._ask, request))
 
     def _at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), what))
@@ -335,14 +339,14 @@ class Network:
             at = chance.uniform(0.0, 600.0)
             while at < HOUR_SECONDS:
                 share = chance.choice((0.0, 0.0, 0.2, 0.4, 0.7, 0.95))
-                self._at(at, lambda mac=mac, share=share: self._use(mac, share))
+                self._at(at, partial(self._use, mac, share))
                 at += chance.uniform(60.0, 900.0)
             if chance.random() < 0.08:
                 begins, lasts = chance.uniform(0.0, HOUR_SECONDS), chance.uniform(60.0, 600.0)
-                self._at(begins, lambda mac=mac, until=begins + lasts: setattr(mac, "fails_until", until))
+                self._at(begins, partial(mac.fail_until, begins + lasts))
             at = chance.uniform(0.0, HEARTBEAT_SECONDS)
             while at < HOUR_SECONDS + QUEUE_SECONDS_MAX:
-                self._at(at, lambda mac=mac: self._tell(mac))
+                self._at(at, partial(self._tell, mac))
                 at += HEARTBEAT_SECONDS
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ from domain.requests import JobDispatched, RequestReleased, RequestSettled
 from domain.routing import breaker_state
 from domain.wallet import EarningCredited, HoldCaptured
 from tests.simulation import rules
-from tests.simulation.consumer import Told
+from tests.simulation.consumer import PATIENT_SECONDS, Told
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
@@ -29,7 +29,7 @@ SLOT_SECONDS_CALM = 3
 SLOT_SECONDS = 20
 """A request that has ended leaves its slot after so long: at once when nothing breaks, else by a sweep."""
 
-WORK_SECONDS = 5
+WORK_SECONDS = 3
 """A machine works on after the end of a request for so long, until it is told or loses its connection."""
 
 CANCELLED_SECONDS = 1.0
@@ -249,9 +249,9 @@ class Checks:
                 self.report(f"{told.wish.name} was told that nothing was charged, and is charged")
             if told.whole and not isinstance(end, RequestSettled) and not self._market.excuses:
                 self.report(f"{told.wish.name} got a whole answer and did not pay")
-            if self._market.is_calm and not told.whole and not told.error and told.wish.patience >= 1_000.0:
-                if not told.wish.reading:
-                    self.report(f"{told.wish.name} got neither an answer nor an error")
+            left = told.wish.patience < PATIENT_SECONDS or told.wish.reading
+            if self._market.is_calm and not (told.whole or told.error or left):
+                self.report(f"{told.wish.name} got neither an answer nor an error")
         if self._market.is_calm and (failed := [one for one in self.told if one.error in _INEXCUSABLE]):
             self.report(f"{failed[0].wish.name} was told {failed[0].error} though nothing broke")
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 
+PATIENT_SECONDS = 1_000.0
+"""Longer than any request may take."""
+
+
 class Wish(NamedTuple):
     """What is asked, and how. ``patience`` is when the consumer hangs up, ``reading`` how long each write takes it."""
 
@@ -138,7 +142,7 @@ def _serve(
 
 def wish_of(chance: Random, name: str, key: str, models: list[str], *, calm: bool) -> Wish:
     """Something that somebody might want."""
-    patience, reading = 1_000.0, 0.0
+    patience, reading = PATIENT_SECONDS, 0.0
     if not calm or chance.random() < 0.3:
         if chance.random() < 0.12:
             patience = chance.uniform(0.05, 6.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.machine import Mood
 from tests.simulation.network import BROKER, DATABASE
@@ -34,8 +34,20 @@ async def machine_crashes(market: Market, chance: Random, seconds: float) -> Non
         machine.start()
 
 
-async def machine_gets_into_a_mood(market: Market, chance: Random, seconds: float) -> None:
-    machine, mood = chance.choice(market.machines), chance.choice([one for one in get_args(Mood) if one != "well"])
+async def machine_says_nothing(market: Market, chance: Random, seconds: float) -> None:
+    await _get_into(market, chance, ("silent", "mute", "frozen"), seconds)
+
+
+async def machine_fails(market: Market, chance: Random, seconds: float) -> None:
+    await _get_into(market, chance, ("failing", "breaking", "slow"), seconds)
+
+
+async def machine_breaks_the_rules(market: Market, chance: Random, seconds: float) -> None:
+    await _get_into(market, chance, ("boasting", "leaking"), seconds)
+
+
+async def _get_into(market: Market, chance: Random, moods: tuple[Mood, ...], seconds: float) -> None:
+    machine, mood = chance.choice(market.machines), chance.choice(moods)
     market.trace("fault", f"{machine.name} is {mood}")
     market.excuses.add("machine in a mood")
     machine.get_into(mood)
@@ -139,7 +151,9 @@ KINDS: dict[str, Callable[[Market, Random, float], Awaitable[None]]] = {
     one.__name__: one
     for one in (
         machine_crashes,
-        machine_gets_into_a_mood,
+        machine_says_nothing,
+        machine_fails,
+        machine_breaks_the_rules,
         machine_is_disconnected,
         gateway_is_killed,
         gateway_restarts_in_order,

@@ -158,10 +158,9 @@ class SimulatedGateway:
                 break
             except (psycopg.Error, PoolTimeout):
                 await asyncio.sleep(0.5)
-        asyncio.create_task(self.lease.keep())
-        asyncio.create_task(self.coordinator.keep_fleet())
         self.open = True
         self._market.trace(self.name, "is open")
+        await asyncio.gather(self.lease.keep(), self.coordinator.keep_fleet())
 
     def _suspend(self) -> None:
         self._market.trace(self.name, "lost its lease")

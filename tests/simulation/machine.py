@@ -43,9 +43,9 @@ GIVE_UP_SECONDS = 12.0
 """An agent that hears nothing from its gateway for so long connects again; pings are not simulated."""
 
 Mood = Literal["well", "slow", "silent", "mute", "failing", "breaking", "boasting", "leaking", "frozen"]
-"""``silent`` never says that it has a job, ``mute`` says that and nothing more, ``failing`` refuses at once, ``breaking``
-fails in the middle of an answer, ``boasting`` claims far too many tokens, ``leaking`` does not seal, ``frozen`` is a
-process that was stopped."""
+"""``silent`` never says that it has a job, ``mute`` says that and nothing more, ``failing`` refuses at once,
+``breaking`` fails in the middle of an answer, ``boasting`` claims far too many tokens, ``leaking`` does not seal,
+``frozen`` is a process that was stopped."""
 
 
 class Machine:

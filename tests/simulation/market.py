@@ -21,7 +21,7 @@ from domain.machines import machine_id_of
 from tests.simulation import faults, rules
 from tests.simulation.broker import Queues
 from tests.simulation.checks import Broken, Checks
-from tests.simulation.consumer import Wish, ask, wish_of
+from tests.simulation.consumer import PATIENT_SECONDS, Wish, ask, wish_of
 from tests.simulation.gateway import SimulatedGateway, SimulatedScheduler
 from tests.simulation.ledger import SimulatedLog
 from tests.simulation.machine import Machine
@@ -41,7 +41,6 @@ HEALING_SECONDS = 240
 LAST_LINES = 40
 CREDIT_MICRO_USD = 1_000_000
 CLOCK_SKEW_SECONDS = 1.5
-LIVELOCKED_STEPS = 3_000_000
 
 
 class Outcome(NamedTuple):
@@ -272,7 +271,7 @@ class Market:
         self.credentials.add("key-probe", "probe")
         for name in self.gateway_names:
             for model in (rules.SMALL, rules.LARGE):
-                wish = Wish(f"probe-{name}-{model}", "key-probe", model, True, 100, 20, 1_000.0, 0.0)
+                wish = Wish(f"probe-{name}-{model}", "key-probe", model, True, 100, 20, PATIENT_SECONDS, 0.0)
                 gateway = self.gateway_at(name)
                 assert gateway is not None
                 told = await ask(self, gateway, wish)

@@ -17,6 +17,7 @@ SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.timeout(600)  # twenty seconds on two idle cores
 def test_in_two_hundred_runs_the_market_holds_and_heals() -> None:
     done = list(outcomes(range(SEEDS)))
 
