@@ -159,6 +159,20 @@ def dispatches_what_has_ended(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ledger.Dispatch, "decide", anyway)
 
 
+def keeps_a_slot_until_the_end_is_read(patch: pytest.MonkeyPatch) -> None:
+    """A machine that is done is not free before its consumer has read the last line."""
+    give_back = Inference._give_slot_back
+    settled: set[UUID] = set()
+
+    async def later(self: Inference, number: int) -> None:
+        if self._ended and self.request_id not in settled:
+            settled.add(self.request_id)
+        else:
+            await give_back(self, number)
+
+    patch.setattr(Inference, "_give_slot_back", later)
+
+
 ALL: tuple[tuple[Breakage, int], ...] = (
     (claims_without_looking, 20),
     (assigns_without_a_slot, 40),
@@ -170,6 +184,7 @@ ALL: tuple[tuple[Breakage, int], ...] = (
     (wakes_nobody, 20),
     (serves_the_rich_first, 60),
     (lets_machines_work_for_nobody, 60),
-    (dispatches_what_has_ended, 60),
+    (dispatches_what_has_ended, 120),
+    (keeps_a_slot_until_the_end_is_read, 120),
 )
 """Each with the number of seeds within which it has to be found."""
