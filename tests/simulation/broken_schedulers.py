@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -173,18 +173,25 @@ def keeps_a_slot_until_the_end_is_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inference, "_give_slot_back", later)
 
 
-ALL: tuple[tuple[Breakage, int], ...] = (
-    (claims_without_looking, 20),
-    (assigns_without_a_slot, 40),
-    (never_gives_a_slot_back, 20),
-    (gives_a_slot_back_twice, 20),
-    (settles_what_has_ended, 60),
-    (asks_the_machine_that_failed_again, 60),
-    (leaves_what_dead_gateways_held, 40),
-    (wakes_nobody, 20),
-    (serves_the_rich_first, 60),
-    (lets_machines_work_for_nobody, 60),
-    (dispatches_what_has_ended, 120),
-    (keeps_a_slot_until_the_end_is_read, 120),
+class Broken(NamedTuple):
+    """A broken scheduler, the faults that bring it out (none: any, or calm), and the seeds within which it is found."""
+
+    breakage: Breakage
+    faults: tuple[str, ...]
+    seeds_max: int
+
+
+ALL = (
+    Broken(claims_without_looking, (), 20),
+    Broken(assigns_without_a_slot, (), 20),
+    Broken(never_gives_a_slot_back, (), 10),
+    Broken(gives_a_slot_back_twice, (), 10),
+    Broken(settles_what_has_ended, ("database_is_cut_off",), 20),
+    Broken(asks_the_machine_that_failed_again, ("machine_fails",), 20),
+    Broken(leaves_what_dead_gateways_held, ("gateway_is_killed",), 20),
+    Broken(wakes_nobody, (), 10),
+    Broken(serves_the_rich_first, (), 40),
+    Broken(lets_machines_work_for_nobody, ("machine_says_nothing",), 20),
+    Broken(dispatches_what_has_ended, ("broker_misbehaves",), 20),
+    Broken(keeps_a_slot_until_the_end_is_read, (), 40),
 )
-"""Each with the number of seeds within which it has to be found."""

@@ -6,7 +6,7 @@ A fault begins, lasts and is over. After the last one the market must heal by it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -170,9 +170,9 @@ KINDS: dict[str, Callable[[Market, Random, float], Awaitable[None]]] = {
 }
 
 
-def plan_of(chance: Random) -> list[Fault]:
-    """A handful of faults, most of them of a few kinds, so that runs differ in character."""
-    kinds = chance.sample(list(KINDS), chance.randint(1, 4))
+def plan_of(chance: Random, only: Sequence[str]) -> list[Fault]:
+    """A handful of faults of a few kinds, so that runs differ in character, or of none but the given ones."""
+    kinds = only or chance.sample(list(KINDS), chance.randint(1, 4))
     faults = []
     for _ in range(chance.randint(1, 7)):
         at = chance.uniform(1.0, FAULTS_UNTIL - 10.0)

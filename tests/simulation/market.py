@@ -7,7 +7,7 @@ import hashlib
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,11 +84,14 @@ class Market:
     """``excuses`` are faults that may cost somebody an answer or its price; ``slots_are_known`` is false once the fleet
     table and the machines may differ in what runs."""
 
-    def __init__(self, seed: int, loop: VirtualLoop, chance: Random, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, seed: int, loop: VirtualLoop, chance: Random, on_line: Callable[[str], None], only_faults: Sequence[str]
+    ) -> None:
+        self._only_faults = only_faults
         self._loop = loop
         self._on_line = on_line
         self.chance = chance
-        self.is_calm = seed % CALM_EVERY == 0
+        self.is_calm = seed % CALM_EVERY == 0 and not only_faults
         self.is_disturbed = not self.is_calm
         self.excuses: set[str] = set()
         self.slots_are_known = True
@@ -171,7 +174,7 @@ class Market:
         self._open_for_business()
         await asyncio.sleep(1.0)
         watching = asyncio.create_task(self._watch())
-        plan = [] if self.is_calm else faults.plan_of(self.chance)
+        plan = [] if self.is_calm else faults.plan_of(self.chance, self._only_faults)
         self.fault_kinds = tuple(sorted({fault.kind for fault in plan}))
         going_wrong = [
             asyncio.create_task(faults.carry_out(self, fault, Random(self.chance.random()))) for fault in plan
@@ -285,8 +288,9 @@ class Market:
             self.checks.watch()
 
 
-def run(seed: int, *, on_line: Callable[[str], None] = lambda line: None) -> Outcome:
-    """One run of the market. ``on_line`` gets the whole trace."""
+def run(seed: int, *, only_faults: Sequence[str] = (), on_line: Callable[[str], None] = lambda line: None) -> Outcome:
+    """One run of the market. ``only_faults`` are the kinds of faults that may happen, all when it is empty;
+    ``on_line`` gets the whole trace."""
     is_over = False
     digest, last_lines = hashlib.sha256(), deque[str](maxlen=LAST_LINES)
 
@@ -305,7 +309,7 @@ def run(seed: int, *, on_line: Callable[[str], None] = lambda line: None) -> Out
 
         async def open_market() -> None:
             nonlocal market
-            market = Market(seed, loop, chance, write)
+            market = Market(seed, loop, chance, write, only_faults)
             loop.after_step = market.checks.after_step
             loop.set_exception_handler(lambda _, context: market.checks.report(_told_by(context)))
             await market.run()

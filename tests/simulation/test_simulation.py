@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.broken_schedulers import ALL, Breakage
+from tests.simulation.broken_schedulers import ALL, Broken
 from tests.simulation.campaign import outcomes, report_of, total_of
 from tests.simulation.market import CALM_EVERY, run
 
@@ -55,12 +55,13 @@ def test_a_seed_is_the_same_run_in_every_process() -> None:
     assert [run(seed).digest for seed in seeds] == first
 
 
-@pytest.mark.parametrize(("breakage", "seeds_max"), ALL, ids=[breakage.__name__ for breakage, _ in ALL])
-def test_a_broken_scheduler_is_found(breakage: Breakage, seeds_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    breakage(monkeypatch)
+@pytest.mark.parametrize("broken", ALL, ids=[broken.breakage.__name__ for broken in ALL])
+def test_a_broken_scheduler_is_found(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken.breakage(monkeypatch)
 
-    found = next((outcome for seed in range(seeds_max) if (outcome := run(seed)).broken), None)
+    runs = (run(seed, only_faults=broken.faults) for seed in range(broken.seeds_max))
+    found = next((outcome for outcome in runs if outcome.broken), None)
 
     assert found is not None
-    print(f"{breakage.__name__} at seed {found.seed}: {found.broken}")
+    print(f"{broken.breakage.__name__} at seed {found.seed}: {found.broken}")
     assert "the simulation failed" not in found.broken
