@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
 import greenlet
@@ -68,11 +68,10 @@ def _tell_failure(task: asyncio.Task[Any]) -> None:
         task.get_loop().call_exception_handler({"message": "a process failed", "exception": task.exception()})
 
 
-def task_factory(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R], *, context: Context | None = None
-) -> asyncio.Task[R]:
+def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R], **how: Any) -> asyncio.Task[R]:
     """Let each task belong to the process of its context."""
-    task = asyncio.Task(coroutine, loop=loop, context=context)
+    task = asyncio.Task(coroutine, loop=loop, **how)
+    context = how.get("context")
     process = context.get(_running) if context is not None else _running.get()
     if process is not None:
         process.adopt(task)

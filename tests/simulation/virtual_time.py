@@ -7,7 +7,6 @@ code under test needs no clock passed in, and the same seed makes the same run b
 
 from __future__ import annotations
 
-import asyncio
 import datetime as datetimes
 import gc
 import os
@@ -104,7 +103,6 @@ def world_of(seed: int, loop: VirtualLoop) -> Generator[randoms.Random, None, No
 
     collected = gc.isenabled()
     gc.disable()  # finalizers must not run at a moment that the memory of the process decides
-    asyncio.set_event_loop(loop)
     try:
         with (
             patch.object(time, "time", wall_clock),
@@ -117,7 +115,6 @@ def world_of(seed: int, loop: VirtualLoop) -> Generator[randoms.Random, None, No
         ):
             yield chance
     finally:
-        asyncio.set_event_loop(None)
         loop.close()
         if collected:
             gc.enable()
