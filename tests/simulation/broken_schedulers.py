@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -62,17 +64,17 @@ def never_gives_a_slot_back(patch: pytest.MonkeyPatch) -> None:
 
 def gives_a_slot_back_twice(patch: pytest.MonkeyPatch) -> None:
     """A counter is moved by a release that released nothing."""
-    release = Tables._release_claim
+    release = Tables._release_claims
 
     def again(self: Tables, wanted: Any) -> Iterable[Row]:
-        claim = self.claims.get((wanted["request_id"], wanted["attempt"]))
+        claim = self.claims.get((wanted["request_ids"][0], wanted["attempts"][0]))
         released = release(self, wanted)
         machine = self.fleet.get(claim.session_id) if claim else None
         if machine is not None and machine.busy:
             machine.busy -= 1
         return released
 
-    patch.setattr(Tables, "_release_claim", again)
+    patch.setattr(Tables, "_release_claims", again)
 
 
 def settles_what_has_ended(patch: pytest.MonkeyPatch) -> None:
@@ -161,16 +163,20 @@ def dispatches_what_has_ended(patch: pytest.MonkeyPatch) -> None:
 
 def keeps_a_slot_until_the_end_is_read(patch: pytest.MonkeyPatch) -> None:
     """A machine that is done is not free before its consumer has read the last line."""
-    give_back = Inference._give_slot_back
-    settled: set[UUID] = set()
+    let_go, leave_nothing = Inference._let_go, Inference._leave_nothing_behind
+    read: defaultdict[UUID, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def later(self: Inference, number: int) -> None:
-        if self._ended and self.request_id not in settled:
-            settled.add(self.request_id)
-        else:
-            await give_back(self, number)
+    async def later(self: Inference, attempt: Attempt, at_work: bool) -> None:
+        if not at_work:
+            await read[self.request_id].wait()
+        await let_go(self, attempt, at_work)
 
-    patch.setattr(Inference, "_give_slot_back", later)
+    async def over(self: Inference) -> None:
+        read[self.request_id].set()
+        await leave_nothing(self)
+
+    patch.setattr(Inference, "_let_go", later)
+    patch.setattr(Inference, "_leave_nothing_behind", over)
 
 
 class Broken(NamedTuple):

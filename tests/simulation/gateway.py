@@ -24,6 +24,7 @@ from adapters.scheduler.leases import GatewayLease
 from adapters.scheduler.scheduler import Scheduler
 from api.consumer.rate_limits import Defaults, RateLimits
 from api.coordinator import Coordinator
+from api.identity.doorkeeper import Doorkeeper
 from api.inbox import Inbox, Switchboard
 from api.providers.socket import provider_socket
 from domain.dispatch import DispatchJob, Notice
@@ -127,9 +128,12 @@ class SimulatedGateway:
             ledger=writer,
             books=nothing,
             transparency=nothing,
-            credentials=market.credentials,
+            credentials=Doorkeeper(market.credentials),
             keys=nothing,
             replies=nothing,
+            sealed_requests=nothing,
+            files=nothing,
+            batches=nothing,
             rate_limits=RateLimits(Defaults()),
             jobs=SchedulerJobs(publisher, writer, fee_percent=rules.FEE_PERCENT),
             fleet=fleet,
@@ -138,6 +142,7 @@ class SimulatedGateway:
             catalog=rules.CATALOG,
             policy=rules.POLICY,
             timeouts=rules.TIMEOUTS,
+            hedging=rules.hedging(on=market.hedges),
             settings=rules.LIMITS,
             switchboard=self.switchboard,
             internal_secret=SECRET,

@@ -33,6 +33,9 @@ from tests.simulation.virtual_time import BEGINNING, NothingLeftToDo, VirtualLoo
 CALM_EVERY = 5
 """One seed of so many has no faults: there everything must go right at once."""
 
+HEDGES_EVERY = 2
+"""In one seed of so many, gateways ask a second machine when a first content is late."""
+
 TRAFFIC_SECONDS = 45.0
 SETTLING_SECONDS = 15.0
 """After the last fault, so long may what is dead still look alive: a lease, its grace and a sweep."""
@@ -76,6 +79,9 @@ class Credentials:
         account_id = self._accounts.get(token)
         return Caller(account_id, token) if account_id else None
 
+    async def find_key_by_id(self, key_id: str) -> Caller | None:
+        return await self.find_api_key(key_id)
+
     async def find_provider_token(self, token: str) -> str | None:
         return token.removeprefix("token of ") or None
 
@@ -93,6 +99,7 @@ class Market:
         self.chance = chance
         self.is_calm = seed % CALM_EVERY == 0 and not only_faults
         self.is_disturbed = not self.is_calm
+        self.hedges = seed % HEDGES_EVERY == 1
         self.excuses: set[str] = set()
         self.slots_are_known = True
         self.network = Network(Random(chance.random()))

@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 
 from adapters.postgres import sql
+from adapters.scheduler.fleet import health_in
 from domain.routing import Rank
 
 Row = tuple[Any, ...]
@@ -164,12 +165,15 @@ class Tables:
             sql.WITHDRAW_MACHINE: self._withdraw_machine,
             sql.CLAIM_SLOT: self._claim_slot,
             sql.CLAIM_OF: self._claim_of,
-            sql.RELEASE_CLAIM: self._release_claim,
+            sql.RELEASE_CLAIMS: self._release_claims,
+            sql.ROOM_TO_SPARE: self._room_to_spare,
+            sql.IDLE_FOR_MODEL: self._idle_for_model,
             sql.LOCK_QUEUE: lambda _: (),
             sql.PARK_WAITER: self._park_waiter,
             sql.SHED_WAITER: self._shed_waiter,
             sql.PLACE_IN_QUEUE: self._place_in_queue,
             sql.WAKE_WAITER: self._wake_waiter,
+            sql.ANYBODY_WAITS: self._anybody_waits,
             sql.REMOVE_WAITER: self._remove_waiter,
             sql.WAITING_MODELS: self._waiting_models,
             sql.SWEEP_FLEET: self._sweep_fleet,
@@ -333,6 +337,9 @@ class Tables:
         machine, known = self.fleet[session_id], self.offers.get((session_id, model))
         mine = [one for one in self.claims.values() if one.session_id == session_id and one.model == model]
         counts = (len(mine), sum(one.output_tokens for one in mine))
+        if is_new:
+            fared = self.health.get(machine.machine_id)
+            put_aside_until = health_in(fared.health if fared else None).put_aside_until
         if known is not None:
             put_aside_until = known.put_aside_until
             if not is_new:
@@ -397,15 +404,43 @@ class Tables:
         claim = self.claims.get((parameters[0], parameters[1]))
         return ((claim.session_id,),) if claim else ()
 
-    def _release_claim(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
-        gone = self.claims.pop((wanted["request_id"], wanted["attempt"]), None)
-        if gone is None:
-            return ()
-        models, machine = list[str](), self.fleet.get(gone.session_id)
-        if machine is not None:
-            machine.busy -= 1
-            models = self._count(machine, gone.model, -1, -gone.output_tokens)
-        return ((gone.model, self._clock() - gone.claimed_at, models),)
+    def _release_claims(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        gone, models = list[Claimed](), dict[str, None]()
+        for key in zip(wanted["request_ids"], wanted["attempts"], strict=True):
+            claim = self.claims.pop(key, None)
+            if claim is None:
+                continue
+            gone.append(claim)
+            machine = self.fleet.get(claim.session_id)
+            if machine is not None:
+                machine.busy -= 1
+                models |= dict.fromkeys(self._count(machine, claim.model, -1, -claim.output_tokens))
+        now = self._clock()
+        return [(one.model, now - one.claimed_at, list(models)) for one in gone]
+
+    def _room_to_spare(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        now, model = self._clock(), wanted["model"]
+        free = sum(
+            max(one.capacity - one.busy, 0)
+            for one in self.offers.values()
+            if one.model == model and one.routable and one.put_aside_until <= now
+        )
+        yield (free >= 2 and all(one.model != model for one in self.waiters.values()),)
+
+    def _idle_for_model(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        now, gateway_id = self._clock(), _text(wanted["gateway_id"])
+        idle = any(
+            one.model == wanted["model"]
+            and one.routable
+            and one.trust >= wanted["trust"]
+            and one.put_aside_until <= now
+            and not one.rank.in_flight
+            and gateway_id in (None, one.gateway_id)
+            and one.session_id in self.fleet
+            and not self.fleet[one.session_id].busy
+            for one in self.offers.values()
+        )
+        return [()] if idle and not self._waiting(wanted["model"]) else []
 
     # --- the queue ---------------------------------------------------------------------------------------------------
 
@@ -485,6 +520,9 @@ class Tables:
             wish.turn = max(wish.turn, one.turn)
         return [(one.message,) for one in woken]
 
+    def _anybody_waits(self, parameters: Row) -> Iterable[Row]:
+        return [()] if self._waiting(parameters[0]) else []
+
     def _remove_waiter(self, parameters: Row) -> Iterable[Row]:
         self._drop_waiters(parameters[0])
         return ()
@@ -535,6 +573,12 @@ class Tables:
     # --- how machines fare -------------------------------------------------------------------------------------------
 
     def _meet_machine(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        for older in self.fleet.values():
+            if older.machine_id == wanted["machine_id"] and older.session_id != wanted["session_id"] and older.routable:
+                older.routable = False
+                for offer in self.offers.values():
+                    if offer.session_id == older.session_id:
+                        offer.routable = False
         known = self.health.get(wanted["machine_id"])
         health = known.health if known else wanted["neutral"]
         self.health[wanted["machine_id"]] = MachineHealth(wanted["account_id"], wanted["models"], health, self._clock())
