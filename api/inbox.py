@@ -126,9 +126,10 @@ class Inbox:
         if not self._items:
             if timeout_seconds <= 0:
                 raise TimeoutError
-            self._wake = asyncio.get_running_loop().create_future()
             async with asyncio.timeout(timeout_seconds):
-                await self._wake
+                while not self._items:  # a wake may be for output that was dropped
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
         item = self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item

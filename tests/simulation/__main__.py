@@ -37,7 +37,7 @@ def campaign(first: int, seeds: int) -> bool:
     seconds = time.monotonic() - began
     print(
         f"{total.seeds} seeds from {first} in {seconds:.0f} s: {total.requests} requests, {total.answered} answered, "
-        f"{total.events} events, {total.virtual_hours:.1f} hours of virtual time"
+        f"{total.hedges} hedges, {total.events} events, {total.virtual_hours:.1f} hours of virtual time"
     )
     print("runs with faults of each kind: " + ", ".join(f"{name} {count}" for name, count in total.faults.items()))
     print(f"traces {total.digest}")

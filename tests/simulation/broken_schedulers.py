@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from adapters.scheduler.fleet import SchedulerFleet
@@ -19,7 +20,9 @@ from domain import ledger
 from domain.dispatch import DispatchJob, ReleaseJob
 from domain.eventsourced import Aggregate
 from domain.ledger import Settle
+from domain.protocol import InferenceComplete
 from domain.requests import InferenceRequest
+from tests.simulation.checks import OVERTAKEN
 from tests.simulation.tables import Row, Tables
 
 Breakage = Callable[[pytest.MonkeyPatch], None]
@@ -179,6 +182,30 @@ def keeps_a_slot_until_the_end_is_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inference, "_leave_nothing_behind", over)
 
 
+def hedges_again_and_again(patch: pytest.MonkeyPatch) -> None:
+    """A gateway forgets that a request had its second chance."""
+    hedge = Inference._hedge
+
+    def forget(self: Inference) -> None:
+        hedge(self)
+        self._hedged = None
+
+    patch.setattr(Inference, "_hedge", forget)
+
+
+def pays_whoever_lost_the_race(patch: pytest.MonkeyPatch) -> None:
+    """A settlement names the machine that was overtaken."""
+    settle = Inference._settle
+
+    async def of_the_loser(self: Inference, attempt: Attempt, complete: InferenceComplete) -> Any:
+        for failure in self._failures:
+            if failure.reason == OVERTAKEN:
+                attempt.assigned = msgspec.structs.replace(attempt.assigned, job_id=failure.job_id)
+        return await settle(self, attempt, complete)
+
+    patch.setattr(Inference, "_settle", of_the_loser)
+
+
 class Broken(NamedTuple):
     """A broken scheduler, the faults that bring it out (none: any, or calm), and the seeds within which it is found."""
 
@@ -200,4 +227,6 @@ ALL = (
     Broken(lets_machines_work_for_nobody, ("machine_says_nothing",), 20),
     Broken(dispatches_what_has_ended, ("broker_misbehaves",), 20),
     Broken(keeps_a_slot_until_the_end_is_read, (), 40),
+    Broken(hedges_again_and_again, (), 10),
+    Broken(pays_whoever_lost_the_race, (), 20),
 )

@@ -21,6 +21,7 @@ class Total(NamedTuple):
     seeds: int
     requests: int
     answered: int
+    hedges: int
     events: int
     virtual_hours: float
     faults: dict[str, int]
@@ -35,14 +36,16 @@ def outcomes(seeds: Iterable[int]) -> Iterator[Outcome]:
 
 def total_of(done: Iterable[Outcome]) -> Total:
     digest, faults = hashlib.sha256(), Counter[str]()
-    seeds = requests = answered = events = 0
+    seeds = requests = answered = hedges = events = 0
     seconds = 0.0
     for one in done:
         digest.update(one.digest.encode())
         faults.update(one.fault_kinds)
         seeds, requests, answered = seeds + 1, requests + one.requests, answered + one.answered
-        events, seconds = events + one.events, seconds + one.virtual_seconds
-    return Total(seeds, requests, answered, events, seconds / 3_600, dict(sorted(faults.items())), digest.hexdigest())
+        hedges, events, seconds = hedges + one.hedges, events + one.events, seconds + one.virtual_seconds
+    return Total(
+        seeds, requests, answered, hedges, events, seconds / 3_600, dict(sorted(faults.items())), digest.hexdigest()
+    )
 
 
 def report_of(one: Outcome) -> str:

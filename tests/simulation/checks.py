@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from adapters.scheduler.fleet import health_in
+from api.consumer.inference import ATTEMPTS_MAX
+from domain.dispatch import DispatchJob
 from domain.eventsourced import DomainEvent, Written
 from domain.invariants import LogCheck, Logged
-from domain.requests import JobDispatched, RequestReleased, RequestSettled
+from domain.requests import JobDispatched, JobFailed, RequestReleased, RequestSettled
 from domain.routing import breaker_state
 from domain.wallet import EarningCredited, HoldCaptured
 from tests.simulation import rules
@@ -36,6 +38,8 @@ CANCELLED_SECONDS = 1.0
 """After so long a cancellation has arrived."""
 
 OVERTAKERS_MAX = 8
+OVERTAKEN = "overtaken"
+"""Why an attempt failed that lost a race."""
 
 
 class Broken(AssertionError):
@@ -58,6 +62,10 @@ class Checks:
         self._for_nobody: Counter[str] = Counter()
         self._attempts: dict[str, tuple[UUID, int]] = {}
         self._asked: set[tuple[UUID, str]] = set()
+        self._arrived: Counter[UUID] = Counter()
+        self.hedges: Counter[UUID] = Counter()
+        self._losers: set[str] = set()
+        self._paid: set[str] = set()
         self._over: set[UUID] = set()
         self._claims_seen: set[tuple[UUID, int]] = set()
         self._overtaken: Counter[tuple[UUID, str]] = Counter()
@@ -82,6 +90,8 @@ class Checks:
             self._log.read(Logged(position, written.recorded_at, event))
             self._follow(event)
         self._log.close()
+        if self._paid & self._losers:
+            self.report(f"jobs {self._paid & self._losers} lost a race and are paid")
         if self._captured != self._earned + self._shared:
             self.report(f"{self._captured} was captured and {self._earned + self._shared} arrived")
 
@@ -100,11 +110,15 @@ class Checks:
                 self._asked.add((event.originator_id, event.provider_id))
                 if event.originator_id in self._over:
                     self.report(f"request {event.originator_id} has ended and is dispatched")
+            case JobFailed() if event.reason == OVERTAKEN:
+                self._losers.add(event.job_id)
             case RequestSettled() | RequestReleased():
                 self._ended[event.request_id] += 1
                 if self._ended[event.request_id] > 1:
                     self.report(f"request {event.request_id} ends twice")
                 self.ends[event.request_id] = event
+                if isinstance(event, RequestSettled):
+                    self._paid.add(event.job_id)
                 self._over.add(event.originator_id)
                 if isinstance(event, RequestSettled) and not event.free:
                     unclaimed = 0 if event.provider_account_id else event.provider_amount
@@ -158,8 +172,18 @@ class Checks:
                     if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
                         self.report(f"{waiter.request_id} is overtaken again and again by one account")
 
+    def asked_for(self, job: DispatchJob) -> None:
+        """A gateway asks for a machine."""
+        self.hedges[job.request_id] += job.hedge
+        if self.hedges[job.request_id] > 1:
+            self.report(f"request {job.request_id} is hedged {self.hedges[job.request_id]} times")
+
     def job_arrived(self, machine: Machine, job_id: str) -> None:
         """A machine got a job. Without a slot it may only have it while a cancellation is on its way."""
+        request_id, _ = self._attempts[job_id]
+        self._arrived[request_id] += 1
+        if self._arrived[request_id] > ATTEMPTS_MAX:
+            self.report(f"{self._arrived[request_id]} machines are sent request {request_id}")
         if not self._has_slot(job_id):
             asyncio.get_running_loop().call_later(
                 CANCELLED_SECONDS, self._check_for_slot, machine, machine.running[job_id], job_id
@@ -212,10 +236,13 @@ class Checks:
 
     def _models_with_a_free_slot(self, now: float) -> set[str]:
         tables = self._market.tables
+        slots = {self._market.machine_id_of(machine): machine.models for machine in self._market.machines}
         found = set()
         for offer in tables.offers.values():
             machine = tables.fleet.get(offer.session_id)
             if machine is None or not offer.routable or offer.busy >= offer.capacity or offer.put_aside_until > now:
+                continue
+            if offer.requests_model >= slots[machine.machine_id][offer.model]:
                 continue
             fared = tables.health.get(machine.machine_id)
             if fared is None or breaker_state(health_in(fared.health), now=now, policy=rules.POLICY) == "closed":

@@ -27,7 +27,7 @@ from api.coordinator import Coordinator
 from api.identity.doorkeeper import Doorkeeper
 from api.inbox import Inbox, Switchboard
 from api.providers.socket import provider_socket
-from domain.dispatch import DispatchJob, Notice
+from domain.dispatch import DispatchJob, Job, Notice
 from domain.protocol import Sealed
 from tests.simulation import rules
 from tests.simulation.broker import SimulatedBroker, SimulatedPublisher
@@ -93,6 +93,19 @@ class _Switchboard(Switchboard):
         return super().open(request_id, key_id)
 
 
+class _Jobs(SchedulerJobs):
+    """Shows what is asked of schedulers."""
+
+    def __init__(self, market: Market, publisher: SimulatedPublisher, writer: Any) -> None:
+        super().__init__(publisher, writer, fee_percent=rules.FEE_PERCENT)
+        self._market = market
+
+    async def send(self, job: Job) -> None:
+        if isinstance(job, DispatchJob):
+            self._market.checks.asked_for(job)
+        await super().send(job)
+
+
 class SimulatedGateway:
     """``app`` is what handlers find under ``request.app``."""
 
@@ -135,7 +148,7 @@ class SimulatedGateway:
             files=nothing,
             batches=nothing,
             rate_limits=RateLimits(Defaults()),
-            jobs=SchedulerJobs(publisher, writer, fee_percent=rules.FEE_PERCENT),
+            jobs=_Jobs(market, publisher, writer),
             fleet=fleet,
             sealing=PlainSealing(),
             gateway=self.lease,

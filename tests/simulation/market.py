@@ -55,6 +55,7 @@ class Outcome(NamedTuple):
     last_lines: list[str]
     requests: int
     answered: int
+    hedges: int
     events: int
     virtual_seconds: float
     fault_kinds: tuple[str, ...]
@@ -342,6 +343,7 @@ def run(seed: int, *, only_faults: Sequence[str] = (), on_line: Callable[[str], 
         last_lines=list(last_lines),
         requests=len(told),
         answered=sum(one.whole for one in told),
+        hedges=market.checks.hedges.total(),
         events=len(market.log.memory.log),
         virtual_seconds=loop.now,
         fault_kinds=market.fault_kinds,

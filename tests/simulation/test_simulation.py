@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.broken_schedulers import ALL, Broken
 from tests.simulation.campaign import outcomes, report_of, total_of
-from tests.simulation.market import CALM_EVERY, run
+from tests.simulation.market import CALM_EVERY, HEDGES_EVERY, run
 
 SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,7 @@ def test_in_two_hundred_runs_the_market_holds_and_heals() -> None:
     total = total_of(done)
     print(total)
     assert total.answered > total.requests / 2
+    assert total.hedges > SEEDS / HEDGES_EVERY
     assert len(total.faults) > 10
 
 
