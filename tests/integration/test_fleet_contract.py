@@ -18,7 +18,7 @@ import pytest
 
 from adapters.postgres import sql
 from adapters.postgres.pool import make_async_pool, open_pool
-from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet
+from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet, slots_in
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import DispatchJob
 from domain.routing import Constraints, Demand, Observation, Policy
@@ -279,6 +279,12 @@ async def release(side: Side, world: World) -> Any:
     return ids(await side.gateway.release(one.request_id, one.attempt))
 
 
+async def release_several(side: Side, world: World) -> Any:
+    leaving = [(one.request_id, one.attempt) for one in world.chance.sample(world.jobs, min(4, len(world.jobs)))]
+    freed = side.statement(sql.RELEASE_CLAIMS, slots_in([*leaving, *leaving[:1]]))
+    return sorted((model, sorted(models)) for model, _, models in freed)
+
+
 async def park(side: Side, world: World) -> Any:
     place = side.scheduler.park(_job(world), seconds=world.chance.choice((20.0, 90.0)), depth_max=6)
     return place and (place.position, place.taken_now, ids([place.shed] if place.shed else []))
@@ -320,6 +326,9 @@ async def look_around(side: Side, world: World) -> Any:
         supply[:3],
         sorted(snapshot.session_id for snapshot in offers),
         side.scheduler.claimed_session(one.request_id, one.attempt),
+        side.scheduler.has_room_to_spare(one.model),
+        side.scheduler.anybody_waits(one.model),
+        await side.gateway.is_idle(one.model),
     )
 
 
@@ -358,6 +367,7 @@ OPERATIONS: tuple[tuple[Operation, int], ...] = (
     (ask, 8),
     (claim, 8),
     (release, 5),
+    (release_several, 1),
     (park, 8),
     (wake, 3),
     (leave, 1),
