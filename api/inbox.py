@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import UUID
 
-from domain.dispatch import Notice
+from domain.dispatch import Assigned, Notice
 from domain.protocol import InferenceAccepted, InferenceComplete, InferenceError, InferenceResponseChunk
 
 BUFFERED_BYTES_MAX = 8 * 1024 * 1024
@@ -144,6 +144,10 @@ class Inbox:
         self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item
+
+    def unread_assignments(self) -> list[Assigned]:
+        """Machines that were found and that nobody heard of."""
+        return [item for item in self._items if isinstance(item, Assigned)]
 
     def _wake_reader(self) -> None:
         if self._wake is not None and not self._wake.done():
