@@ -1,4 +1,5 @@
-"""Each benchmark of the gateway, of dispatch, of routing and of policies still runs and reports what it promises, at tiny sizes."""
+"""Each benchmark of the gateway, dispatch, routing and policies still runs and reports what it promises, at tiny sizes.
+"""
 
 from __future__ import annotations
 
