@@ -244,14 +244,7 @@ class GatewayFleet:
             freed = await cursor.fetchall()
             for model, seconds, _ in freed:
                 self._slot_seconds[model] = 0.8 * self._slot_seconds.get(model, seconds) + 0.2 * seconds
-            if not freed:
-                return []
-            jobs = await self._wake(connection, freed[0][2], len(freed))
-            # Where an engine was the bound, a machine has a free slot only for the model that it came from.
-            passed_over = {model for model, _, _ in freed} - {job.model for job in jobs}
-            if jobs and passed_over:
-                jobs += await self._wake(connection, sorted(passed_over), len(passed_over))
-            return jobs
+            return await self._wake(connection, freed[0][2], len(freed)) if freed else []
 
     async def leave_queue(self, request_id: UUID) -> None:
         async with connection_of(self._pool) as connection:

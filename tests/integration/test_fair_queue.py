@@ -239,22 +239,6 @@ async def test_a_machine_of_two_models_serves_the_longest_waiting_head_of_both_q
 # --- position, estimate, refusal -------------------------------------------------------------------------------------
 
 
-async def test_a_slot_also_wakes_who_waits_for_the_model_that_it_came_from(
-    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
-) -> None:
-    # The first in line waits for a model whose engine may be full, whatever else the machine could take.
-    one = machine(capacity=2, models=(MODEL, "other"))
-    await gateway.announce(one, routable=True)
-    [running] = of("one", 1)
-    assert fleet.claim(running, one.session_id, seconds=600)
-    first, *others = [*of("one", 1, model="other"), *of("one", 2)]
-    park(fleet, look, [first, *others])
-
-    woken = await gateway.release(running.request_id, running.attempt)
-
-    assert [job.request_id for job in woken] == [first.request_id, others[0].request_id]
-
-
 @pytest.fixture
 def scene(ledger: str, writer: LedgerWriter) -> Generator[SchedulerScene, None, None]:
     with open_pool(ledger, size_max=4) as pool:
