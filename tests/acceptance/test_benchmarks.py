@@ -1,4 +1,4 @@
-"""Each benchmark of the gateway, dispatch, routing and policies still runs and reports what it promises, at tiny sizes."""
+"""Each benchmark of the gateway, dispatch, routing and policies still runs and reports what it promises, in small."""
 
 from __future__ import annotations
 
