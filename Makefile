@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 TESTS_AT_ONCE ?= 2
 
-.PHONY: demo test lint typecheck replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
+.PHONY: demo test lint typecheck simulate replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -22,6 +22,13 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	@$(BIN)/mypy
+
+# Runs the whole market in virtual time, SEEDS times with faults. SEED=7 replays one run with its whole trace.
+simulate: export SEEDS ?= 10000
+simulate: export FIRST ?= 0
+simulate: $(STAMP)
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed "$$SEED",--first "$$FIRST" --seeds "$$SEEDS")
+simulate: export SEED ?=
 
 # Replays the log of a random business and compares it with the live tables. A failure prints its seed; set SEED to it.
 replay-campaign: export OPERATIONS ?= 100000

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import UUID
 
-from domain.dispatch import Notice
+from domain.dispatch import Assigned, Notice
 from domain.protocol import InferenceAccepted, InferenceComplete, InferenceError, InferenceResponseChunk
 
 BUFFERED_BYTES_MAX = 8 * 1024 * 1024
@@ -126,9 +126,10 @@ class Inbox:
         if not self._items:
             if timeout_seconds <= 0:
                 raise TimeoutError
-            self._wake = asyncio.get_running_loop().create_future()
             async with asyncio.timeout(timeout_seconds):
-                await self._wake
+                while not self._items:  # a wake may be for output that was dropped
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
         item = self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item
@@ -143,6 +144,10 @@ class Inbox:
         self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item
+
+    def unread_assignments(self) -> list[Assigned]:
+        """Machines that were found and that nobody heard of."""
+        return [item for item in self._items if isinstance(item, Assigned)]
 
     def _wake_reader(self) -> None:
         if self._wake is not None and not self._wake.done():

@@ -919,7 +919,8 @@ WITH lapsed AS MATERIALIZED (
 ), stale_waiters AS (
     DELETE FROM waiters WHERE deadline < now() - interval '60 seconds'
 ), lost_wakes AS (
-    UPDATE waiters SET woken_at = NULL WHERE woken_at < now() - interval '5 seconds'
+    UPDATE waiters SET woken_at = NULL
+    WHERE woken_at < now() - interval '5 seconds' AND deadline >= now() - interval '60 seconds'
 ), freed AS (
     UPDATE fleet f SET busy = f.busy - s.n
     FROM (SELECT session_id, count(*)::int AS n FROM stale_claims GROUP BY session_id) s

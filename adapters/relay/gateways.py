@@ -84,9 +84,18 @@ class RelayedAnswer:
 
 
 class GatewayRelay:
-    """Finds the other gateway by the address in the row of its lease, which never changes under one id."""
+    """Finds the other gateway by the address in the row of its lease, which never changes under one id.
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], secret: str) -> None:
+    ``transport`` is what carries the requests; None for the network.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[AsyncConnection],
+        secret: str,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._pool = pool
         self._urls: dict[str, str] = {}
         self._out_of_reach: dict[str, float] = {}
@@ -95,6 +104,7 @@ class GatewayRelay:
             timeout=httpx.Timeout(SILENCE_SECONDS_MAX, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=1.0),
             limits=httpx.Limits(max_connections=STREAMS_MAX, max_keepalive_connections=IDLE_CONNECTIONS_MAX),
             trust_env=False,
+            transport=transport,
         )
 
     async def close(self) -> None:

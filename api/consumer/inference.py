@@ -593,11 +593,13 @@ class Inference:
         task.add_done_callback(self._beside.discard)
 
     async def _leave_nothing_behind(self) -> None:
-        """Undo the searches that got no answer. Only after the request's end is recorded: a scheduler that comes later
-        finds it ended, and one that came just before has left a claim that can be seen now."""
+        """Undo the searches that got no answer, or one that nobody read. Only after the request's end is recorded: a
+        scheduler that comes later finds it ended, and one that came just before has left a claim that can be seen now.
+        """
         if self._unanswered:
             await self._ending.leave_queue()
-        for number in self._unanswered:
+        unread = {assigned.attempt for assigned in self._inbox.unread_assignments()}
+        for number in self._unanswered | unread:
             await self._ending.give_slot_back(number)
         if self._beside:
             await asyncio.gather(*self._beside, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Each benchmark of the gateway, of dispatch and of routing still runs and reports what it promises, at tiny sizes."""
+"""Each benchmark of the gateway, dispatch, routing and policies still runs and reports what it promises, in small."""
 
 from __future__ import annotations
 
@@ -71,6 +71,15 @@ def test_what_of_it_needs_rabbitmq_is_null_without(postgres_server: str) -> None
     figures = figures_of("dispatch", *where, "--machines", "3", "--parts", "rabbitmq", "jobs", "heartbeats")
 
     assert figures == dict.fromkeys(WITH_RABBITMQ | JOBS | {"heartbeat_core_share_3"})
+
+
+def test_that_of_policies() -> None:
+    figures = figures_of("policy", "--seeds", "1", "--machines", "15", "--requests-per-second", "0.5")
+
+    policies = {"ours", "random", "round_robin", "least_loaded"}
+    names = ("ttft_p50_ms", "ttft_p95_ms", "completed")
+    assert figures.keys() == {f"{name}_{policy}" for name in names for policy in policies} | {"requests"}
+    assert all(figures["ttft_p95_ms_ours"] <= figures[f"ttft_p95_ms_{policy}"] for policy in policies)
 
 
 def test_that_of_routing(postgres_server: str) -> None:

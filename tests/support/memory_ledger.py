@@ -6,7 +6,8 @@ here is what the commands and the unit of work do, and no server has to run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -35,14 +36,16 @@ class Stored(NamedTuple):
 class MemoryLedger:
     """Commands run in one open batch until ``commit``; ``execute`` does both at once.
 
-    A small ``cache_max`` makes most commands load their aggregates from the log.
+    A small ``cache_max`` makes most commands load their aggregates from the log. Without a ``clock`` a second passes
+    with each batch.
     """
 
-    def __init__(self, *, cache_max: int = 1_000) -> None:
+    def __init__(self, *, cache_max: int = 1_000, clock: Callable[[], datetime] | None = None) -> None:
         self.cache = AggregateCache(cache_max)
         self.log: list[Stored] = []
-        self._versions: set[tuple[UUID, int]] = set()
-        self.now = BEGINNING
+        self._histories: defaultdict[UUID, list[Stored]] = defaultdict(list)
+        self._clock = clock
+        self.now = BEGINNING if clock is None else clock()
         self.unit = BatchUnit(self.cache, self.now)
 
     # --- commands --------------------------------------------------------------------------------------------------
@@ -63,14 +66,28 @@ class MemoryLedger:
             except NotLoaded as missing:
                 self._load(missing.ref)
 
+    def begin(self) -> None:
+        """Let the open batch, in which nothing was recorded yet, be of this moment."""
+        assert self._clock is not None
+        assert not self.unit.events
+        self.now = max(self._clock(), self.now)
+        self.unit = BatchUnit(self.cache, self.now)
+
+    def pending(self) -> Written:
+        """What the open batch is about to append."""
+        return Written(len(self.log) + 1, self.unit.now, tuple(self.unit.events), dict(self.unit.touched))
+
     def commit(self) -> Written:
         """Append what the open batch recorded, and begin the next one."""
-        written = Written(len(self.log) + 1, self.unit.now, tuple(self.unit.events), dict(self.unit.touched))
+        written = self.pending()
         for position, event in enumerate(written.events, written.first_position):
             row = Stored(position, event.originator_id, event.originator_version, event.TOPIC, events.encode(event))
-            version = (row.originator_id, row.originator_version)
-            assert version not in self._versions, f"version {version[1]} of {row.topic}'s aggregate is in the log twice"
-            self._versions.add(version)
+            history = self._histories[row.originator_id]
+            expected = len(history) + 1
+            assert row.originator_version == expected, (
+                f"{row.topic} is version {row.originator_version}, not {expected}"
+            )
+            history.append(row)
             self.log.append(row)
         self.cache.shrink()
         self._next_batch()
@@ -84,18 +101,18 @@ class MemoryLedger:
     def let_time_pass(self, time: timedelta) -> None:
         """Between two batches."""
         assert not self.unit.events
-        self._next_batch(time)
-
-    def _next_batch(self, time: timedelta = timedelta(seconds=1, microseconds=1)) -> None:
         self.now += time
+        self._next_batch()
+
+    def _next_batch(self) -> None:
+        self.now += timedelta(microseconds=1) if self._clock is not None else timedelta(seconds=1, microseconds=1)
         self.unit = BatchUnit(self.cache, self.now)
 
     def _load(self, needed: Ref) -> None:
         if self.cache.get(needed.id) is None:
             aggregate = needed.kind(needed.id)
-            for row in self.log:
-                if row.originator_id == needed.id:
-                    events.decode(row.topic, row.state).evolve(aggregate)
+            for row in self._histories[needed.id]:
+                events.decode(row.topic, row.state).evolve(aggregate)
             self.cache.put(aggregate)
 
     # --- what a test looks at --------------------------------------------------------------------------------------

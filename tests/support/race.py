@@ -1,7 +1,7 @@
 """One request from its admission to its end, among scripted machines and a scripted scheduler, on the real ledger.
 
-Time jumps (``tests.support.jumping_clock``). ``check`` holds whatever the script was: one end, money where it belongs,
-no slot kept, no machine at work for nobody.
+Time jumps, and ``check`` holds whatever the script was: one end, money where it belongs, no slot kept, no machine at
+work for nobody.
 """
 
 from __future__ import annotations

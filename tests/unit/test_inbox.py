@@ -71,6 +71,16 @@ class TestTime:
         inbox.put(Aborted())
         assert [await inbox.get(SOON_SECONDS), await inbox.get(SOON_SECONDS)] == [ConsumerGone(), Aborted()]
 
+    async def test_output_that_is_dropped_leaves_the_reader_waiting(self) -> None:
+        inbox = Inbox()
+        inbox.mute()
+        reading = asyncio.create_task(inbox.get(SOON_SECONDS))
+        await asyncio.sleep(0)
+        inbox.put(chunk(1))
+        await asyncio.sleep(0)
+        inbox.put(ConsumerGone())
+        assert await reading == ConsumerGone()
+
     async def test_a_reader_that_is_cancelled_loses_nothing(self) -> None:
         inbox = Inbox()
         reading = asyncio.create_task(inbox.get(SOON_SECONDS))

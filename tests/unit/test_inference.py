@@ -18,7 +18,7 @@ from domain.errors import (
 )
 from domain.requests import RequestReleased, RequestSettled
 from domain.routing import Hedging
-from tests.support.jumping_clock import run
+from tests.simulation.virtual_time import run
 from tests.support.race import (
     BURST_CHUNKS,
     GOOD,
@@ -313,6 +313,12 @@ class TestWhenThereIsNoRace:
         whole: Script = ((0.1, "accept"), (5.0, "content"), (0.1, "complete"))
         assert raced(Race(whole, stream=False, hedging=hedging)).text == "1"
         assert hedging.hedges == 0
+
+
+def test_a_machine_that_is_found_again_while_the_consumer_leaves_is_given_back() -> None:
+    leaves = Interruption(1.0, "consumer leaves")
+    race = raced(Race(ERROR, searches=((0.5, "twice"),), interruption=leaves))
+    assert isinstance(race.error, Consumed)
 
 
 ACTS: list[Act] = ["accept", "role", "content", "complete", "error", "refuse", "lost", "bad", "deaf", "stuck"]
