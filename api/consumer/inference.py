@@ -60,6 +60,7 @@ LINE_BYTES_PER_SECOND = 1_000_000
 say a first word."""
 
 CHUNKS_AT_ONCE_MAX = 64
+"""Chunks that go out in one write when they are here together; a longer burst goes out in parts."""
 
 
 class Timeouts(NamedTuple):

@@ -30,11 +30,11 @@ class _Part:
 
     def read_disposition(self) -> None:
         _, options = parse_options_header(self.headers.get(b"content-disposition", b""))
-        self.name = options.get(b"name", b"").decode("utf-8", "replace")
+        if b"name" not in options:
+            raise InvalidRequest("A part of the form has no name.")
+        self.name = options[b"name"].decode("utf-8", "replace")
         if b"filename" in options:
             self.filename = options[b"filename"].decode("utf-8", "replace").replace("%22", '"')
-        if not self.name:
-            raise InvalidRequest("A part of the form has no name.")
 
 
 class _Form:
@@ -93,7 +93,9 @@ class _Form:
             if part.filename is not None:
                 members |= {part.name: bytes(part.content), f"{part.name}_name": part.filename}
             elif part.name.endswith("[]"):
-                members.setdefault(part.name.removesuffix("[]"), []).append(_text(part))
+                name = part.name.removesuffix("[]")
+                before = members.get(name)
+                members[name] = [*(before if isinstance(before, list) else ()), _text(part)]
             else:
                 members[part.name] = _text(part)
         return members

@@ -40,6 +40,13 @@ async def test_any_bytes_come_through(parts: dict[str, bytes]) -> None:
     assert {name: read[name] for name in parts} == parts
 
 
+async def test_of_a_field_that_comes_twice_the_last_value_counts_also_when_one_of_them_is_a_list() -> None:
+    fields = (("a", "1"), ("a", "2"), ("b", "3"), ("b[]", "4"), ("b[]", "5"), ("c[]", "6"), ("c", "7"), ("", "8"))
+    parts = b"".join(part(value.encode(), f'form-data; name="{name}"') for name, value in fields)
+    read = await read_form(form_of(parts + b"--b0--"), 10_000, file_bytes_max=10_000)
+    assert read == {"a": "2", "b": ["4", "5"], "c": "7", "": "8"}
+
+
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
