@@ -94,8 +94,9 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The attempt will not be dispatched: ``queue_full``, ``hopeless`` or ``no_machine``. ``position`` is the place in
-    the queue that it would have had, ``wait_seconds`` the estimate for it, None when there is none."""
+    """The attempt will not be dispatched: ``queue_full``, ``hopeless``, ``too_large`` for the memory of every machine,
+    or ``no_machine``. ``position`` is the place in the queue that it would have had, ``wait_seconds`` the estimate for
+    it, None when there is none."""
 
     request_id: UUID
     attempt: int

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from adapters.scheduler.fleet import SchedulerFleet, Supply
-from domain.routing import Candidate, Choice, Demand, Policy, choose
+from domain.routing import Candidate, Choice, Demand, Policy, choose, could_fit
 
 
 class Decision:
@@ -49,6 +49,14 @@ class Decision:
     def supply(self, demand: Demand, gateway_id: UUID) -> Supply:
         """What serves a request of a gateway, busy or not."""
         return self._fleet.supply(demand, self._policy, self._reachable_from(gateway_id))
+
+    def is_too_large(self, demand: Demand, gateway_id: UUID) -> bool:
+        """Whether there are machines for a request, and none with memory for it however long one waits."""
+        asked = demand.constraints
+        machines = self._fleet.machines_for(
+            demand.model, self._reachable_from(gateway_id), account_id=asked.only_account, allowed=asked.allowed
+        )
+        return bool(machines) and not any(could_fit(one, demand, self._policy) for one in machines)
 
     def _nobody_is_healthy(self, demand: Demand, gateway_id: UUID) -> bool:
         supply = self.supply(demand, gateway_id)

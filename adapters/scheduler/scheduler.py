@@ -158,7 +158,12 @@ class Scheduler:
 
     def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
         """What to expect; a request that has only just come is told at once when its wait is hopeless."""
-        supply = self._decision.supply(demand_of(job), job.reply_to)
+        demand = demand_of(job)
+        if place.taken_now and self._decision.is_too_large(demand, job.reply_to):
+            self.fleet.leave_queue(job.request_id)
+            self._mailbox.deliver(job.reply_to, self._refusal(job, "too_large"))
+            return
+        supply = self._decision.supply(demand, job.reply_to)
         wait_seconds = expected_wait_seconds(place.position, supply.slots, supply.slot_seconds)
         if place.taken_now and wait_seconds is not None and wait_seconds > seconds_left:
             self.fleet.leave_queue(job.request_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from domain.dispatch import Refused, Waiting
-from domain.errors import DarkbloomError, ModelNotAvailable, ServiceUnavailable
+from domain.errors import DarkbloomError, InvalidRequest, ModelNotAvailable, ServiceUnavailable
 from domain.routing import retry_after_seconds
 
 
@@ -45,6 +45,12 @@ def refusal_of(refused: Refused) -> DarkbloomError:
         return _come_back("Too many requests are waiting for this model; nothing was charged.", refused)
     if refused.reason == "hopeless":
         return _come_back("The queue for this model is longer than a request may wait; nothing was charged.", refused)
+    if refused.reason == "too_large":
+        return InvalidRequest(
+            "No machine that serves this model now has the memory for an answer as long as this request allows; ask "
+            "for fewer tokens or fewer choices.",
+            param="max_tokens",
+        )
     return ModelNotAvailable()
 
 

@@ -8,7 +8,7 @@ from domain.routing.cost import Cost, cost_of
 from domain.routing.demand import ANY_MACHINE, Constraints, Demand
 from domain.routing.explain import Assessment, ModelStanding, Standing, assess, describe, standing_of
 from domain.routing.facts import TRUST_RANK, Candidate, Load, SlotState, Snapshot, capacity_of
-from domain.routing.gates import Reason, reasons_against
+from domain.routing.gates import Reason, could_fit, reasons_against
 from domain.routing.health import BreakerState, Health, Observation, ObservationKind, breaker_state, observe, reputation
 from domain.routing.hedging import Hedging, Kind
 from domain.routing.narrowing import Rank, rank_of, shape_of
@@ -43,6 +43,7 @@ __all__ = [
     "capacity_of",
     "choose",
     "cost_of",
+    "could_fit",
     "describe",
     "expected_wait_seconds",
     "observe",

@@ -192,6 +192,14 @@ def _fits(candidate: Candidate, slot: SlotState | None, demand: Demand, policy: 
     return needed <= room_gb(candidate, slot, demand.model, demand.size_gb, swap=True)
 
 
+def could_fit(candidate: Candidate, demand: Demand, policy: Policy) -> bool:
+    """Whether the machine has the memory for a request now, or would have it with nothing else in it. Waiting does not
+    help a request that could fit no machine."""
+    needed = kv_gb(demand.prompt_tokens + demand.output_tokens, policy)
+    slot = candidate.snapshot.slots.get(demand.model)
+    return needed <= candidate.snapshot.total_memory_gb - demand.size_gb or _fits(candidate, slot, demand, policy)
+
+
 def needs_swap(candidate: Candidate, demand: Demand, policy: Policy) -> bool:
     """Whether the machine must give up an idle model to make room for this one."""
     if demand.size_gb <= 0 or candidate.snapshot.total_memory_gb <= 0:

@@ -286,6 +286,31 @@ async def test_without_experience_there_is_no_estimate_and_nobody_is_refused_for
     assert notice.wait_seconds is None
 
 
+@pytest.mark.parametrize("busy", [True, False])
+async def test_what_fits_no_machine_is_refused_at_once_and_leaves_the_queue(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection, busy: bool
+) -> None:
+    one = machine(capacity=1, total_memory_gb=64.0)
+    await gateway.announce(one, routable=True)
+    if busy:
+        assert scene.fleet.claim(job(), one.session_id, seconds=600)
+    wanted = scene.asked(size_gb=28.0, output_tokens=100_000)
+    scene.scheduler.dispatch(wanted)
+
+    assert scene.mailbox.take() == [Refused(request_id=wanted.request_id, attempt=1, reason="too_large")]
+    assert look.execute("SELECT count(*) FROM waiters").fetchone() == (0,)
+
+
+async def test_what_fits_a_machine_that_is_full_of_something_else_waits_for_it(
+    scene: SchedulerScene, gateway: GatewayFleet
+) -> None:
+    full = machine(capacity=2, total_memory_gb=64.0, gpu_memory_active_gb=60.0)
+    await gateway.announce(full, routable=True)
+    scene.scheduler.dispatch(scene.asked(size_gb=28.0, output_tokens=10_000))
+    [notice] = scene.mailbox.take()
+    assert isinstance(notice, Waiting)
+
+
 async def test_a_hopeless_wait_is_refused_at_once_and_leaves_the_queue(
     scene: SchedulerScene, gateway: GatewayFleet, look: Connection
 ) -> None:

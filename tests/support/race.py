@@ -92,7 +92,7 @@ GOOD: Script = ((0.1, "accept"), (0.4, "content"), (0.1, "content"), (0.1, "comp
 SLOW: Script = ((0.1, "accept"), (5.0, "content"), (0.1, "content"), (0.1, "complete"))
 SILENT: Script = ((0.1, "accept"),)
 
-Found = Literal["assign", "wait", "refuse", "silence", "twice", "broken"]
+Found = Literal["assign", "wait", "refuse", "too large", "silence", "twice", "broken"]
 """What the scheduler does about an attempt; ``wait`` and ``twice`` assign too."""
 
 
@@ -381,8 +381,9 @@ class Race:
     async def _search(self, job: DispatchJob, seconds: float, found: Found) -> None:
         await asyncio.sleep(seconds)
         number = job.attempt
-        if found == "refuse":
-            self._tell(Refused(request_id=self.request_id, attempt=number, reason="no_machine"))
+        if found in ("refuse", "too large"):
+            reason = "no_machine" if found == "refuse" else "too_large"
+            self._tell(Refused(request_id=self.request_id, attempt=number, reason=reason))
         if found == "wait":
             self._tell(Waiting(request_id=self.request_id, attempt=number, machines=1))
             await asyncio.sleep(1.0)

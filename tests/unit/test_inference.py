@@ -138,7 +138,12 @@ class TestFailover:
 
     @pytest.mark.parametrize(
         ("found", "why"),
-        [("refuse", ModelNotAvailable), ("silence", ServiceUnavailable), ("broken", ServiceUnavailable)],
+        [
+            ("refuse", ModelNotAvailable),
+            ("too large", InvalidRequest),
+            ("silence", ServiceUnavailable),
+            ("broken", ServiceUnavailable),
+        ],
     )
     def test_without_a_machine_there_is_an_error_that_says_so(self, found: Found, why: type[Exception]) -> None:
         race = raced(Race(GOOD, searches=[(0.1, found)]))

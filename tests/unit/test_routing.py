@@ -23,6 +23,7 @@ from domain.routing import (
     capacity_of,
     choose,
     cost_of,
+    could_fit,
     reasons_against,
 )
 from tests.support.examples import NOW, candidate, snapshot
@@ -184,6 +185,24 @@ class TestMemory:
     def test_the_cache_of_a_request_is_counted_up_to_a_bound(self) -> None:
         enough = 16 * 2**20 * GIB_PER_TOKEN + 0.01
         assert self.fits(10**12, 0.005, total_memory_gb=enough)
+
+    @given(
+        total_gb=st.floats(1, 256),
+        active_gb=st.floats(0, 256),
+        size_gb=st.floats(0, 200),
+        output_tokens=st.integers(1, 600_000),
+        loaded=st.booleans(),
+    )
+    def test_what_fits_now_could_fit_and_what_could_not_never_does(
+        self, total_gb: float, active_gb: float, size_gb: float, output_tokens: int, loaded: bool
+    ) -> None:
+        demand = Demand("model", prompt_tokens=0, output_tokens=output_tokens, size_gb=size_gb)
+        slots = {"model": SlotState("running")} if loaded else {}
+        crowded = candidate(total_memory_gb=total_gb, gpu_memory_active_gb=active_gb, slots=slots)
+        fits_now = Reason.OUT_OF_MEMORY not in reasons_against(crowded, demand, POLICY, now=NOW)
+        emptied = candidate(total_memory_gb=total_gb, gpu_memory_active_gb=0.0)
+        fits_alone = Reason.OUT_OF_MEMORY not in reasons_against(emptied, demand, POLICY, now=NOW)
+        assert could_fit(crowded, demand, POLICY) == (fits_now or fits_alone)
 
 
 class TestCost:
