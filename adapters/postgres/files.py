@@ -68,6 +68,8 @@ class StoredFiles:
         return await asyncio.to_thread(key.open, row[0]) if row else None
 
     async def delete(self, caller: Caller, file_id: str) -> bool:
+        if _is_no_text(file_id):
+            return False
         async with connection_of(self._pool) as connection:
             row = await (await connection.execute(sql.DELETE_FILE, (file_id, caller.key_id))).fetchone()
         return row is not None
@@ -81,9 +83,16 @@ class StoredFiles:
         limit: int = 1,
         purpose: str | None = None,
     ) -> list[tuple[Any, ...]]:
+        if file_id is not None and _is_no_text(file_id):
+            return []
         values = {"key_id": caller.key_id, "file_id": file_id, "after": after, "limit": limit, "purpose": purpose}
         async with connection_of(self._pool) as connection:
             return await (await connection.execute(sql.FIND_FILES, values)).fetchall()
+
+
+def _is_no_text(file_id: str) -> bool:
+    """Whether PostgreSQL does not even take it as a text; then no file has that id."""
+    return "\0" in file_id
 
 
 def _entry(row: tuple[Any, ...], key: CredentialKey) -> StoredFile:

@@ -44,7 +44,7 @@ async def create_batch(request: Request) -> Response:
             "'output_expires_after' is not supported here; leave it out.", param="output_expires_after"
         )
     metadata = _metadata(body.get("metadata"))
-    if not isinstance(file_id, str) or "\0" in file_id:
+    if not isinstance(file_id, str):
         raise InvalidRequest("'input_file_id' must be the id of a file.", param="input_file_id")
 
     async def create() -> bytes:

@@ -156,6 +156,17 @@ async def test_batches_are_listed_and_hidden_from_others(up: Coordinator, client
     assert [batch async for batch in stranger.batches.list()] == []
 
 
+@pytest.mark.parametrize("file_id", ["file-0", "file-\0", "\0"])
+async def test_an_id_that_no_file_has_is_not_found_however_it_looks(client: openai.AsyncOpenAI, file_id: str) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await client.files.retrieve(file_id)
+    with pytest.raises(openai.NotFoundError):
+        await client.files.delete(file_id)
+    with pytest.raises(openai.NotFoundError) as refused:
+        await client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+    assert refused.value.param == "input_file_id"
+
+
 async def test_a_file_with_wrong_lines_makes_a_failed_batch_that_says_which(client: openai.AsyncOpenAI) -> None:
     right = line("a", "m")
     wrong = [right | {"url": "/v1/messages"}, right | {"method": "GET"}, right | {"custom_id": 5}, right, [1]]
