@@ -176,12 +176,8 @@ PATHS: Json = {
             {"200": json_answer(full(status={"enum": ["revoked"]}), "It is revoked.")}
             | errors(400, 401, 403, 413, 429, 503),
             body=json_body(
-                {
-                    "anyOf": [
-                        thing({"key": text("The key itself.", minLength=1)}, ("key",)),
-                        thing({"id": text("Its id.", minLength=1)}, ("id",)),
-                    ]
-                },
+                thing({"key": text("The key itself.", minLength=1), "id": text("Its id.", minLength=1)})
+                | {"anyOf": [{"required": ["key"]}, {"required": ["id"]}]},
                 {},
             ),
         ),
