@@ -53,9 +53,10 @@ async def revoke_key(request: Request) -> Response:
     coordinator, caller = await _manager(request)
     coordinator.rate_limits.count_financial(caller, request.scope)
     body = await read_json_object(request, CONTROL_BYTES_MAX, may_be_empty=True)
-    key = body.get("key") or body.get("id")
-    if not isinstance(key, str):
+    named = [body[name] for name in ("key", "id") if name in body]
+    if not named or not all(isinstance(name, str) and name for name in named):
         raise BadRequest("Name the key that is to be revoked in 'key' or its id in 'id'.")
+    key = named[0]
     if not key.isprintable() or not await coordinator.keys.revoke(caller.account_id, key):
         raise Forbidden("This account has no active key like that.")
     return Response(b'{"status":"revoked"}', media_type="application/json")
