@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?= What is a hold?
 TESTS_AT_ONCE ?= 2
 
-.PHONY: demo test lint typecheck simulate replay-campaign chaos-ledger chaos-fleet tools-on-top event-fixtures tiny-model lock clean
+.PHONY: demo test lint typecheck simulate replay-campaign chaos-ledger chaos-fleet fuzz-api tools-on-top event-fixtures tiny-model lock clean
 
 demo: $(STAMP)
 	@$(BIN)/darkbloomd demo --prompt "$$DEMO_PROMPT"
@@ -47,6 +47,12 @@ chaos-fleet: export SEED ?=
 chaos-fleet: export ROUNDS ?= 26
 chaos-fleet: $(STAMP)
 	@$(BIN)/python -m tests.chaos.fleet
+
+# Asks every operation of the OpenAPI document for EXAMPLES made-up requests each. A failure prints its seed; set SEED to it.
+fuzz-api: export SEED ?=
+fuzz-api: export EXAMPLES ?= 300
+fuzz-api: $(STAMP)
+	@$(BIN)/python -m pytest -q -s -k schemathesis tests/acceptance/test_openapi.py
 
 # Runs tools of other people unmodified against a coordinator and a real agent. TOOLS_VENV names the folder of a virtual
 # environment, which is made when it is not there, so that they never mix with what this project itself needs.

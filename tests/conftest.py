@@ -19,7 +19,8 @@ REQUIRE_SERVICES = os.environ.get("DARKBLOOM_TEST_REQUIRE_SERVICES") == "1"
 POSTGRES_URL = os.environ.get("DARKBLOOM_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
 RABBITMQ_URL = os.environ.get("DARKBLOOM_TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/")
 
-hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
+# Where a change is judged, its verdict depends on the change alone: the examples are the same each time.
+hypothesis_settings.register_profile("default", deadline=None, print_blob=True, derandomize=REQUIRE_SERVICES)
 hypothesis_settings.load_profile("default")
 
 

@@ -82,10 +82,11 @@ SCHEMAS: Json = {
             "prompt": text(maxLength=PROMPT_CHARACTERS_MAX),
             "temperature": number(minimum=0, maximum=1),
             "response_format": {"enum": list(get_args(ResponseFormat))},
-            "timestamp_granularities[]": array({"enum": ["segment"]}),
+            "timestamp_granularities[]": array({"enum": ["segment"]}, maxItems=1),
         },
         ("file", "model"),
-    ),
+    )
+    | {"additionalProperties": False},
     "Transcription": thing(
         {
             "text": text(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from tests.support.machine import Machine
 from tests.support.processes import Coordinator, Process
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+SEED = os.environ.get("SEED", "1")
+"""Of the requests that schemathesis makes up; empty for another one each time."""
+EXAMPLES = os.environ.get("EXAMPLES", "25")
 METHODS = ("get", "post", "put", "patch", "delete")
 MEDIA_MODELS = [model for model in Catalog.built_in(development=True).active() if model.kind != TEXT]
 NOT_FOR_CLIENTS = (
@@ -114,12 +118,13 @@ async def _beat(machine: Machine) -> None:
         await machine.heartbeat()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3_600)
 async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path: Path) -> None:
     """All of its checks. Every model that it can read of is served, so that no 503 is a right answer."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "run"]
-    command += [f"{up.url}/openapi.json", "--checks", "all"]
-    options = ["-H", f"Authorization: Bearer {secret}", "--max-examples", "25", "--request-timeout", "60", "--no-color"]
+    command += [f"{up.url}/openapi.json", "--checks", "all", "--max-examples", EXAMPLES]
+    options = ["-H", f"Authorization: Bearer {secret}", "--request-timeout", "60", "--no-color"]
+    options += ["--seed", SEED] if SEED else []
     async with AsyncExitStack() as machines:
         for model in Catalog.built_in(development=True).active():
             machine = Machine(up.url, model=model.id, kind=model.kind)
@@ -128,4 +133,5 @@ async def test_schemathesis_finds_nothing(up: Coordinator, secret: str, tmp_path
         done = await asyncio.to_thread(
             subprocess.run, [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )
+    print(done.stdout[done.stdout.rfind("= SUMMARY =") :])
     assert done.returncode == 0, done.stdout[-6_000:]
