@@ -8,18 +8,18 @@ from __future__ import annotations
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Self
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
-from domain.eventsourced import Aggregate, DomainEvent
+from domain.eventsourced import Aggregate, DomainEvent, named_id
 from domain.pricing import Quote
 
 
 @lru_cache(maxsize=16_384)
 def job_id_of(request_id: UUID, attempt: int) -> UUID:
     """The id of one attempt: the same attempt always has the same one."""
-    return uuid5(request_id, str(attempt))
+    return named_id(request_id, str(attempt))
 
 
 class JobFailure(msgspec.Struct, frozen=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from domain.eventsourced import DomainEvent
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO earning_totals AS t (account_id, machine_id, amount_micro_usd, jobs, prompt_tokens, completion_tokens)
@@ -48,10 +49,10 @@ class EarningTotals:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[str, str]] = {}
+        sums: Sums[tuple[str, str]] = defaultdict(list)
         for _, _, event in page.of(RequestSettled):
             if event.provider_amount:
                 key = (event.provider_account_id, event.machine_id)
-                add_to(sums, key, event.provider_amount, 1, event.prompt_tokens, event.completion_tokens)
+                sums[key].append((event.provider_amount, 1, event.prompt_tokens, event.completion_tokens))
         if sums:
             connection.execute(UPSERT, columns_of(sums))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from domain.eventsourced import DomainEvent
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.projection import copy_rows
+from projections.projection import copy_rows, uuids
 
 COPY = """
 COPY provider_earnings (job_id, account_id, machine_id, provider_key, model, amount_micro_usd, prompt_tokens,
@@ -33,9 +32,11 @@ class Earnings:
     only_adds = True
 
     def apply(self, connection: Connection, page: Page) -> None:
+        earned = [(position, event) for position, _, event in page.of(RequestSettled) if event.provider_amount]
+        job_ids = uuids([event.job_id for _, event in earned])
         rows = [
             (
-                UUID(event.job_id),
+                job_id,
                 event.provider_account_id,
                 event.machine_id,
                 event.provider_key,
@@ -46,7 +47,6 @@ class Earnings:
                 event.timestamp,
                 position,
             )
-            for position, _, event in page.of(RequestSettled)
-            if event.provider_amount
+            for job_id, (position, event) in zip(job_ids, earned, strict=True)
         ]
         copy_rows(connection, COPY, TYPES, rows)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from domain.eventsourced import DomainEvent
 from domain.journal import CHART, JournalEntryPosted
-from projections.page import Connection, Page
+from projections.page import RECORDED_AT, Connection, Page
 from projections.projection import copy_rows
 
 COPY = """
@@ -22,7 +22,7 @@ TYPES = (
     "text",
     "text",
     "timestamptz",
-    "timestamptz",
+    RECORDED_AT,
     "text",
     "text",
     "int8",

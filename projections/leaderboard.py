@@ -5,6 +5,7 @@ The table knows accounts; what is published knows pseudonyms only.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from domain.eventsourced import DomainEvent
 from domain.pseudonyms import pseudonyms_of
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO leaderboard_daily AS t (day, account_id, earnings_micro_usd, tokens, jobs)
@@ -87,11 +88,11 @@ class LeaderboardDaily:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[date, str]] = {}
+        sums: Sums[tuple[date, str]] = defaultdict(list)
         for _, _, event in page.of(RequestSettled):
             if event.provider_amount and event.provider_account_id:
                 key = (event.timestamp.astimezone(UTC).date(), event.provider_account_id)
-                add_to(sums, key, event.provider_amount, event.prompt_tokens + event.completion_tokens, 1)
+                sums[key].append((event.provider_amount, event.prompt_tokens + event.completion_tokens, 1))
         if sums:
             connection.execute(UPSERT, columns_of(sums))
 

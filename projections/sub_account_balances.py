@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO sub_account_balances AS t (account_code, sub_account, debit_micro_usd, credit_micro_usd)
@@ -31,10 +32,10 @@ class SubAccountBalances:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[str, str]] = {}
+        sums: Sums[tuple[str, str]] = defaultdict(list)
         for _, _, event in page.of(JournalEntryPosted):
             for posting in event.postings:
                 debit = posting.amount if posting.direction == "debit" else 0
-                add_to(sums, (posting.account_code, posting.sub_account), debit, posting.amount - debit)
+                sums[posting.account_code, posting.sub_account].append((debit, posting.amount - debit))
         if sums:
             connection.execute(UPSERT, columns_of(sums))

@@ -1,23 +1,17 @@
-"""Running sums: what a page adds to a table of counters is folded first and written with one statement."""
+"""Sums: what a page adds to a table of counters is folded first and written with one statement."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, TypeAlias, TypeVar
 
 K = TypeVar("K", bound=tuple[Any, ...])
-Sums: TypeAlias = dict[K, list[int]]
-"""A key of the table to what is added to each of its counters."""
-
-
-def add_to(sums: Sums[K], key: K, *amounts: int) -> None:
-    found = sums.get(key)
-    if found is None:
-        sums[key] = list(amounts)
-        return
-    for index, amount in enumerate(amounts):
-        found[index] += amount
+Sums: TypeAlias = defaultdict[K, list[tuple[int, ...]]]
+"""A key of the table to what is added to its counters, a tuple for each event. Column by column they are added up in
+a fraction of the time that adding each at once takes."""
 
 
 def columns_of(sums: Sums[K]) -> list[list[Any]]:
     """Keys and sums as the columns of one statement, in the order of the keys: two runners never lock crosswise."""
-    return [list(column) for column in zip(*((*key, *sums[key]) for key in sorted(sums)), strict=True)]
+    rows = ((*key, *map(sum, zip(*sums[key], strict=True))) for key in sorted(sums))
+    return [list(column) for column in zip(*rows, strict=True)]

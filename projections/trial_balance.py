@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
 from projections.journal import TrialBalanceLine, balance_line
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO trial_balance AS t (account_code, debit_micro_usd, credit_micro_usd)
@@ -29,11 +30,11 @@ class TrialBalance:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[str]] = {}
+        sums: Sums[tuple[str]] = defaultdict(list)
         for _, _, event in page.of(JournalEntryPosted):
             for posting in event.postings:
                 debit = posting.amount if posting.direction == "debit" else 0
-                add_to(sums, (posting.account_code,), debit, posting.amount - debit)
+                sums[posting.account_code,].append((debit, posting.amount - debit))
         if sums:
             connection.execute(UPSERT, columns_of(sums))
 

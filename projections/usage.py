@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
-from uuid import UUID
 
 from domain.eventsourced import DomainEvent, Written
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.projection import copy_rows
+from projections.projection import copy_rows, uuids
 
 INSERT = """
 INSERT INTO usage_entries
@@ -58,7 +57,8 @@ class UsageEntries:
 
     def apply(self, connection: Connection, page: Page) -> None:
         rows = _rows((position, event) for position, _, event in page.of(RequestSettled))
-        copy_rows(connection, COPY, TYPES, [(UUID(job_id), *rest) for job_id, *rest in rows])
+        job_ids = uuids([row[0] for row in rows])
+        copy_rows(connection, COPY, TYPES, [(job_id, *row[1:]) for job_id, row in zip(job_ids, rows, strict=True)])
 
 
 def _rows(settled: Iterable[tuple[int, RequestSettled]]) -> list[tuple[Any, ...]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from domain.eventsourced import DomainEvent
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO usage_minute AS t (minute, requests, prompt_tokens, completion_tokens)
@@ -23,6 +24,9 @@ SELECT minute, requests, prompt_tokens, completion_tokens FROM usage_minute WHER
 """
 """The minutes from one on, ascending."""
 
+_MINUTE = timedelta(minutes=1)
+_NO_MINUTE = datetime.min.replace(tzinfo=UTC)
+
 
 class UsageMinute:
     """A request counts in the minute in which it was settled."""
@@ -32,10 +36,13 @@ class UsageMinute:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[datetime]] = {}
+        sums: Sums[tuple[datetime]] = defaultdict(list)
+        minute = next_minute = _NO_MINUTE
         for _, _, event in page.of(RequestSettled):
             if not event.free:
-                minute = event.timestamp.replace(second=0, microsecond=0)
-                add_to(sums, (minute,), 1, event.prompt_tokens, event.completion_tokens)
+                if not minute <= event.timestamp < next_minute:  # the next event mostly falls into the same one
+                    minute = event.timestamp.replace(second=0, microsecond=0)
+                    next_minute = minute + _MINUTE
+                sums[minute,].append((1, event.prompt_tokens, event.completion_tokens))
         if sums:
             connection.execute(UPSERT, columns_of(sums))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from domain.eventsourced import DomainEvent
 from domain.requests import RequestSettled
 from projections.page import Connection, Page
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 
 UPSERT = """
 INSERT INTO usage_totals AS t (model, requests, prompt_tokens, completion_tokens, cost_micro_usd)
@@ -42,10 +43,10 @@ class UsageTotals:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        sums: Sums[tuple[str]] = {}
+        sums: Sums[tuple[str]] = defaultdict(list)
         for _, _, event in page.of(RequestSettled):
             if not event.free:
-                add_to(sums, (event.model,), 1, event.prompt_tokens, event.completion_tokens, event.cost)
+                sums[event.model,].append((1, event.prompt_tokens, event.completion_tokens, event.cost))
         if sums:
             connection.execute(UPSERT, columns_of(sums))
 

@@ -15,14 +15,14 @@ from domain.requests import InferenceRequest, JobDispatched
 from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
 from projections.audit.instants import Head, head_of
 from projections.audit.sources import HOLD_EVENTS, Sources
-from projections.page import Connection, Page
+from projections.page import RECORDED_AT, Connection, Page
 from projections.projection import copy_rows
 
 PLACE = """
 COPY hold_history (hold_id, account_id, amount_micro_usd, purpose, placed_at, expires_at, placed_position,
                    ended_position) FROM STDIN (FORMAT BINARY)
 """
-TYPES = ("text", "text", "int8", "text", "timestamptz", "timestamptz", "int8", "int8")
+TYPES = ("text", "text", "int8", "text", RECORDED_AT, "timestamptz", "int8", "int8")
 
 END = """
 UPDATE hold_history h SET ended_position = e.position
@@ -84,24 +84,24 @@ class HoldHistory:
     def apply(self, connection: Connection, page: Page) -> None:
         placed: dict[str, list[Any]] = {}
         ended: dict[str, int] = {}
-        for position, recorded_at, event in page.of_any(*self.events):
-            if isinstance(event, HoldPlaced):
-                placed[event.hold_id] = [
-                    event.hold_id,
-                    event.account_id,
-                    event.amount,
-                    event.purpose,
-                    recorded_at,
-                    event.expires_at,
-                    position,
-                    None,
-                ]
-                continue
-            assert isinstance(event, HoldCaptured | HoldReleased)
-            if event.hold_id in placed:
-                placed[event.hold_id][-1] = position
+        for position, recorded_at, event in page.of(HoldPlaced):
+            placed[event.hold_id] = [
+                event.hold_id,
+                event.account_id,
+                event.amount,
+                event.purpose,
+                recorded_at,
+                event.expires_at,
+                position,
+                None,
+            ]
+        ends = [(position, captured.hold_id) for position, _, captured in page.of(HoldCaptured)]
+        ends += [(position, released.hold_id) for position, _, released in page.of(HoldReleased)]
+        for position, hold_id in ends:
+            if hold_id in placed:
+                placed[hold_id][-1] = position
             else:
-                ended[event.hold_id] = position
+                ended[hold_id] = position
         copy_rows(connection, PLACE, TYPES, list(placed.values()))
         if ended:
             connection.execute(END, (list(ended), list(ended.values())))

@@ -6,13 +6,14 @@ them. Open holds, which are no postings, are kept beside the accounts under the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted
 from domain.wallet import HoldCaptured, HoldPlaced, HoldReleased
 from projections.page import Connection, Page
+from projections.sums import Sums, columns_of
 
 STRETCH_POSITIONS = 5_000
 """Changing it needs a rebuild of the table."""
@@ -35,29 +36,20 @@ class TrialBalanceMarks:
     only_adds = False
 
     def apply(self, connection: Connection, page: Page) -> None:
-        debits: Counter[tuple[int, str]] = Counter()
-        credits_: Counter[tuple[int, str]] = Counter()
+        sums: Sums[tuple[int, str]] = defaultdict(list)
         for position, _, entry in page.of(JournalEntryPosted):
             stretch = _stretch_of(position)
             for posting in entry.postings:
-                side = debits if posting.direction == "debit" else credits_
-                side[stretch, posting.account_code] += posting.amount
+                debit = posting.amount if posting.direction == "debit" else 0
+                sums[stretch, posting.account_code].append((debit, posting.amount - debit))
         for position, _, placed in page.of(HoldPlaced):
-            credits_[_stretch_of(position), HOLDS] += placed.amount
+            sums[_stretch_of(position), HOLDS].append((0, placed.amount))
         for position, _, captured in page.of(HoldCaptured):
-            debits[_stretch_of(position), HOLDS] += captured.captured + captured.released
+            sums[_stretch_of(position), HOLDS].append((captured.captured + captured.released, 0))
         for position, _, released in page.of(HoldReleased):
-            debits[_stretch_of(position), HOLDS] += released.released
-        if not (debits or credits_):
-            return
-        keys = sorted(debits.keys() | credits_.keys())
-        columns = (
-            [stretch for stretch, _ in keys],
-            [code for _, code in keys],
-            [debits[key] for key in keys],
-            [credits_[key] for key in keys],
-        )
-        connection.execute(ADD, columns)
+            sums[_stretch_of(position), HOLDS].append((released.released, 0))
+        if sums:
+            connection.execute(ADD, columns_of(sums))
 
 
 def _stretch_of(position: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 from domain import events
 from domain.pseudonyms import pseudonyms_of
 from domain.requests import RequestSettled
+from domain.transparency.leaf import microseconds_of
 from projections import earning_totals, earnings, leaderboard, usage_minute
 from projections.leaderboard import METRICS, WINDOWS, NetworkTotals, network_totals
 from projections.page import Page
@@ -53,7 +54,8 @@ def settled(number: int, **fields: Any) -> RequestSettled:
 def apply(look: Connection, *happened: RequestSettled) -> None:
     """Give events to every projection that reads settlements."""
     page = Page(
-        (position, event.timestamp, event.TOPIC, events.encode(event)) for position, event in enumerate(happened, 1)
+        (position, microseconds_of(event.timestamp), event.TOPIC, events.encode(event))
+        for position, event in enumerate(happened, 1)
     )
     for projection in lagging():
         if RequestSettled in projection.events:
@@ -166,7 +168,8 @@ def test_every_window_is_a_fold_over_the_settlements_in_it(look: Connection, win
 
 def apply_at(look: Connection, position: int, happened: list[RequestSettled]) -> None:
     page = Page(
-        (at, event.timestamp, event.TOPIC, events.encode(event)) for at, event in enumerate(happened, position + 1)
+        (at, microseconds_of(event.timestamp), event.TOPIC, events.encode(event))
+        for at, event in enumerate(happened, position + 1)
     )
     for projection in lagging():
         if projection.name in ("provider_earnings", "leaderboard_daily"):
@@ -180,10 +183,11 @@ def test_minutes_that_had_requests_come_ascending_in_utc(look: Connection) -> No
         settled(1, timestamp=NOW.replace(second=59), prompt_tokens=5),
         settled(2, timestamp=NOW, completion_tokens=7),
         settled(3, timestamp=NOW + timedelta(minutes=2)),
+        settled(4, timestamp=NOW + timedelta(seconds=30), completion_tokens=3),  # a domain time may run back
     )
 
     rows = look.execute(usage_minute.SINCE, (NOW - timedelta(minutes=30),)).fetchall()
-    assert rows == [(NOW, 2, 6, 8), (NOW + timedelta(minutes=2), 1, 1, 1)]
+    assert rows == [(NOW, 3, 7, 11), (NOW + timedelta(minutes=2), 1, 1, 1)]
     assert look.execute(usage_minute.SINCE, (NOW + timedelta(seconds=1),)).fetchall() == rows[1:]
 
 

@@ -291,7 +291,7 @@ import psycopg
 from projections.rebuild import rebuild
 
 url, marker = sys.argv[1:]
-execute = psycopg.Connection.execute
+execute = psycopg.Cursor.execute
 
 def deadly(self, query, *args, **options):
     text = query if isinstance(query, str) else query.as_string(None)
@@ -300,7 +300,7 @@ def deadly(self, query, *args, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
-psycopg.Connection.execute = deadly
+psycopg.Cursor.execute = deadly
 rebuild(url)
 """
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from domain.accounts import Account, AccountOpened
-from domain.eventsourced import Actor, Aggregate, Ref, Written, ref
+from domain.eventsourced import Actor, Aggregate, Ref, Written, named_id, ref
 from domain.journal import JournalEntry
 from domain.machines import ProviderMachine
 from domain.requests import InferenceRequest
@@ -20,6 +22,11 @@ def test_an_aggregates_id_follows_from_its_business_key_for_ever() -> None:
     # These stand in logs: another id would make every stored aggregate a stranger.
     assert Wallet.id_of("ada") == UUID("72ae7d67-d17b-575a-a1f2-21ba14fde718")
     assert InferenceRequest.id_of(str(REQUEST)) == UUID("be6b63fb-abbb-54f0-b789-658c179ad70e")
+
+
+@given(st.uuids(), st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_id_of_a_name_is_the_library_s(namespace: UUID, name: str) -> None:
+    assert named_id(namespace, name) == uuid5(namespace, name)
 
 
 def test_two_kinds_with_the_same_key_have_different_ids() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,22 +16,23 @@ from domain.eventsourced import DomainEvent
 from domain.journal import JournalEntryPosted, Posting, credit, debit
 from domain.machines import MachineLinked
 from domain.requests import RequestAdmitted, RequestSettled
+from domain.transparency import leaf
 from domain.wallet import HoldPlaced, HoldReleased, Split
 from projections.ledger_lines import movements_of
 from projections.page import EventNotReadable, Page, Stored
 from projections.projection import Projection
 from projections.registry import INLINE, LAGGING, READ_MODELS, UnknownProjection, lagging, replaying
 from projections.replay import lanes_of
-from projections.sums import Sums, add_to, columns_of
+from projections.sums import Sums, columns_of
 from tests.support.event_fixtures import stored_events
 
-NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+RECORDED = leaf.microseconds_of(datetime(2026, 5, 1, 12, tzinfo=UTC))
 STATES = {topic: state for topic, _, state in stored_events()}
 """The newest version of each topic, which comes last."""
 
 
 def stored(*topics: str) -> list[Stored]:
-    return [(position, NOW, topic, STATES[topic]) for position, topic in enumerate(topics, 1)]
+    return [(position, RECORDED, topic, STATES[topic]) for position, topic in enumerate(topics, 1)]
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ def test_a_page_gives_the_events_of_a_class_with_their_positions() -> None:
 
     placed = page.of(HoldPlaced)
 
-    assert [(position, recorded_at) for position, recorded_at, _ in placed] == [(1, NOW), (3, NOW)]
+    assert [(position, recorded_at) for position, recorded_at, _ in placed] == [(1, RECORDED), (3, RECORDED)]
     assert placed[0][2] == events.decode(HoldPlaced.TOPIC, STATES[HoldPlaced.TOPIC])
     assert page.of(AccountOpened) == []
 
@@ -68,8 +70,20 @@ def test_an_event_is_decoded_once_however_many_ask(monkeypatch: pytest.MonkeyPat
     assert decoded == [HoldPlaced.TOPIC]
 
 
+def test_a_page_that_is_decoded_at_once_gives_the_same_and_an_event_that_cannot_be_read_stops_it() -> None:
+    topics = (HoldPlaced.TOPIC, HoldReleased.TOPIC, HoldPlaced.TOPIC)
+    asked, decoded = Page(stored(*topics)), Page(stored(*topics))
+
+    decoded.decode()
+
+    for kind in (HoldPlaced, HoldReleased, AccountOpened):
+        assert decoded.of(kind) == asked.of(kind)
+    with pytest.raises(EventNotReadable, match="position 2"):
+        Page([*stored(HoldPlaced.TOPIC), (2, RECORDED, HoldReleased.TOPIC, b"{}")]).decode()
+
+
 def test_every_one_that_asks_for_an_event_that_cannot_be_read_hears_of_it_and_nobody_else() -> None:
-    damaged: list[Stored] = [*stored(HoldPlaced.TOPIC), (2, NOW, HoldReleased.TOPIC, b"{}")]
+    damaged: list[Stored] = [*stored(HoldPlaced.TOPIC), (2, RECORDED, HoldReleased.TOPIC, b"{}")]
     page = Page(damaged)
 
     for _ in range(2):
@@ -83,9 +97,9 @@ def test_every_one_that_asks_for_an_event_that_cannot_be_read_hears_of_it_and_no
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-9, 9), st.integers(-9, 9))))
 def test_sums_are_the_same_in_any_number_of_steps(amounts: list[tuple[str, int, int]]) -> None:
-    sums: Sums[tuple[str]] = {}
+    sums: Sums[tuple[str]] = defaultdict(list)
     for key, first, second in amounts:
-        add_to(sums, (key,), first, second)
+        sums[key,].append((first, second))
 
     columns = columns_of(sums) if sums else [[], [], []]
 
