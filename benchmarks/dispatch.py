@@ -46,6 +46,7 @@ from benchmarks.fake_machines import MODEL
 from benchmarks.notices import NoticeCounter
 from benchmarks.processes import cpu_seconds, darkbloomd_output, start, url_of
 from benchmarks.routing import machine
+from benchmarks.yardsticks import yardsticks
 from domain.dispatch import DispatchJob
 from domain.ledger import Admit, GrantCredit
 from domain.pricing import Quote
@@ -227,7 +228,8 @@ def _heartbeat_core_share(folder: Path, server_dsn: str, broker_url: str, machin
 
 
 def _measure(options: argparse.Namespace, folder: Path, server_dsn: str) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {}
+    with scratch_database(server_dsn) as dsn:
+        figures: dict[str, float | None] = {**yardsticks(dsn)}
     if "embedded" in options.parts:
         figures |= _embedded(folder, server_dsn, options.requests)
     with scratch_vhost(options.broker_url) as broker_url:
