@@ -55,7 +55,14 @@ from projections.open_requests import OpenRequests
 from projections.usage import UsageEntries
 
 BROKER_URL = "amqp://guest:guest@127.0.0.1:5672/"
-QUOTE = Quote(input_price=50_000, output_price=200_000, source="default", book_version=1, minimum_charge=100)
+QUOTE = Quote(
+    input_price=50_000,
+    output_price=200_000,
+    cache_read_price=25_000,
+    source="default",
+    book_version=1,
+    minimum_charge=100,
+)
 PARTS = ("embedded", "rabbitmq", "jobs", "heartbeats")
 JOB_FIGURES = ("jobs_per_second_1_worker", "jobs_per_second_2_workers")
 JOB_MACHINES = 200

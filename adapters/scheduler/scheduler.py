@@ -276,6 +276,7 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         claimed_completion_tokens=job.claimed_completion_tokens,
         claimed_units=job.claimed_units,
         units_bound=job.units_bound,
+        claimed_cached_tokens=job.claimed_cached_tokens,
         completion_bound=job.completion_bound,
         failures=job.failures,
         fee_percent=fee_percent,
