@@ -292,7 +292,7 @@ async def test_a_model_that_a_machine_cannot_serve_is_not_routed_to_it(
     fleet: SchedulerFleet, gateway: GatewayFleet
 ) -> None:
     one = machine(models=(MODEL, "broken"), capacity=2)
-    await gateway.announce(one, routable=True, broken=["broken"])
+    await gateway.announce(one, routable=True, withheld=["broken"])
     assert chosen(fleet) == one.machine_id
     assert chosen(fleet, Demand("broken", 1, 1)) == ""
     assert await gateway.offers("broken") == []

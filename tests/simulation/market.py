@@ -211,10 +211,17 @@ class Market:
             models = {rules.SMALL: chance.randint(1, 3)}
             if number == 0 or chance.random() < 0.5:
                 models[rules.LARGE] = chance.randint(1, 2)
-            owner = "" if chance.random() < 0.2 else f"owner-{number}"
+            owner = "" if chance.random() < 0.2 else f"owner-{number % 3}"
             tps = chance.choice((15.0, 30.0, 60.0, 120.0))
             machine = Machine(
-                self, f"mac-{number}", account_id=owner, models=models, tps=tps, chance=Random(chance.random())
+                self,
+                f"mac-{number}",
+                account_id=owner,
+                models=models,
+                tps=tps,
+                chance=Random(chance.random()),
+                private_only=number > 0 and chance.random() < 0.2,
+                genuine=number == 0 or chance.random() < 0.8,
             )
             self.machines.append(machine)
             machine.start()
@@ -223,7 +230,9 @@ class Market:
         asking = []
         accounts = self.chance.randint(2, 4)
         for number in range(accounts):
-            account_id = f"consumer-{number}"
+            owns_machines = number > 0 and self.chance.random() < 0.5
+            account_id = f"owner-{number}" if owns_machines else f"consumer-{number}"
+            routes = ("", "self", "prefer") if owns_machines else ("", "", "", "prefer")
             poor = self.chance.random() < 0.15
             self.log.write(
                 [
@@ -241,7 +250,14 @@ class Market:
             for turn in range(asks):
                 at += self.chance.expovariate(1.5) if self.chance.random() < 0.3 else self.chance.uniform(0.0, 0.1)
                 key = f"key-{number}-{self.chance.randint(0, 1)}"
-                wish = wish_of(self.chance, f"{account_id}#{turn}", key, [rules.SMALL, rules.LARGE], calm=self.is_calm)
+                wish = wish_of(
+                    self.chance,
+                    f"{account_id}#{turn}",
+                    key,
+                    [rules.SMALL, rules.LARGE],
+                    calm=self.is_calm,
+                    routes=routes,
+                )
                 asking.append(
                     asyncio.create_task(self._ask(min(at, TRAFFIC_SECONDS), wish, Random(self.chance.random())))
                 )
