@@ -13,6 +13,7 @@
     ├── InsufficientFunds           402
     │   └── KeyLimitReached
     ├── Forbidden                   403
+    │   └── AccessDenied
     ├── NotFound                    404
     │   ├── CodeNotFound
     │   ├── GrantNotFound
@@ -150,6 +151,12 @@ class Forbidden(DarkbloomError):
 
     type = "forbidden"
     http_status = 403
+
+
+class AccessDenied(Forbidden):
+    """The account's owner refused to link this machine."""
+
+    type = "access_denied"
 
 
 class NotFound(DarkbloomError):

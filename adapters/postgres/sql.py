@@ -241,18 +241,25 @@ SPEND_CODE = "UPDATE sign_in_codes SET spent_at = now() WHERE code_id = %s AND s
 ADD_DEVICE_CODE = """
 WITH old AS (DELETE FROM device_codes WHERE device_hash IN
     (SELECT device_hash FROM device_codes WHERE expires_at < now() - interval '1 hour' LIMIT 100))
-INSERT INTO device_codes (device_hash, user_code_hash, expires_at)
-VALUES (%(device_hash)s, %(user_code_hash)s, now() + make_interval(secs => %(seconds)s))
+INSERT INTO device_codes (device_hash, user_code_hash, machine_name, chip, expires_at)
+VALUES (%(device_hash)s, %(user_code_hash)s, %(machine_name)s, %(chip)s, now() + make_interval(secs => %(seconds)s))
 ON CONFLICT DO NOTHING RETURNING device_hash
 """
 """A code for a machine; no row comes back when one like it is in use."""
 
 APPROVE_DEVICE = """
 UPDATE device_codes SET account_id = %(account_id)s, label = %(label)s, approved_at = now()
-WHERE user_code_hash = %(user_code_hash)s AND approved_at IS NULL AND expires_at > now() RETURNING device_hash
+WHERE user_code_hash = %(user_code_hash)s AND approved_at IS NULL AND refused_at IS NULL AND expires_at > now()
+RETURNING device_hash
+"""
+REFUSE_DEVICE = """
+UPDATE device_codes SET refused_at = now()
+WHERE user_code_hash = %s AND approved_at IS NULL AND refused_at IS NULL AND expires_at > now() RETURNING device_hash
 """
 USER_CODE_STATE = """
-SELECT approved_at IS NOT NULL AS is_used, expires_at <= now() AS is_past FROM device_codes WHERE user_code_hash = %s
+SELECT approved_at IS NOT NULL OR refused_at IS NOT NULL AS is_used, expires_at <= now() AS is_past, machine_name, chip,
+       created_at
+FROM device_codes WHERE user_code_hash = %s
 """
 CONSUME_DEVICE_CODE = """
 UPDATE device_codes SET consumed_at = now()
@@ -262,7 +269,8 @@ RETURNING account_id, label
 """The first success takes the code; whoever comes later gets nothing."""
 
 DEVICE_CODE_STATE = """
-SELECT expires_at <= now() OR consumed_at IS NOT NULL AS is_past FROM device_codes WHERE device_hash = %s
+SELECT expires_at <= now() OR consumed_at IS NOT NULL AS is_past, refused_at IS NOT NULL AS is_refused
+FROM device_codes WHERE device_hash = %s
 """
 
 # --- replies to requests that carry an idempotency key --------------------------------------------------------------
