@@ -158,23 +158,26 @@ class Checks:
                 self.report(f"{key} counts {offer.requests_model} of {of_model[key]} claims")
 
     def _check_turns(self) -> None:
-        """Count for each waiting request how many of one other account came later and went first."""
+        """Count for each waiting request how many of one other account came later and got first what it could have."""
         tables = self._market.tables
         new = tables.claims.keys() - self._claims_seen
         if not new:
             return
         self._claims_seen |= new
+        machines = {self._market.machine_id_of(machine): machine for machine in self._market.machines}
         for key in sorted(new):
             claim, request_id = tables.claims[key], key[0]
             admitted = tables.open_requests.get(request_id)
             if admitted is None or key[1] > 1:
                 continue
+            machine = tables.fleet.get(claim.session_id)
+            taken = [(claim.model, machines[machine.machine_id])] if machine else []
             for waiter in tables.waiters.values():
                 if (
-                    waiter.model == claim.model
-                    and waiter.woken_at is None
+                    waiter.woken_at is None
                     and waiter.enqueued_at < admitted.admitted_at
                     and waiter.account_id != claim.account_id
+                    and self._is_free_for(waiter, taken)
                 ):
                     self._overtaken[waiter.request_id, claim.account_id] += 1
                     if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
