@@ -13,7 +13,6 @@
     ├── InsufficientFunds           402
     │   └── KeyLimitReached
     ├── Forbidden                   403
-    │   └── AccessDenied
     ├── NotFound                    404
     │   ├── CodeNotFound
     │   ├── GrantNotFound
@@ -151,12 +150,6 @@ class Forbidden(DarkbloomError):
 
     type = "forbidden"
     http_status = 403
-
-
-class AccessDenied(Forbidden):
-    """The account's owner refused to link this machine."""
-
-    type = "access_denied"
 
 
 class NotFound(DarkbloomError):

@@ -59,3 +59,7 @@ class AskingMachine(NamedTuple):
     name: str
     chip: str
     asked_at: datetime
+
+
+class LinkRefused(Exception):
+    """The account's owner refused to link a machine."""

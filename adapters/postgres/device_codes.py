@@ -9,8 +9,8 @@ from psycopg_pool import AsyncConnectionPool
 from adapters.postgres import sql
 from adapters.postgres.credentials import hash_of, new_provider_token
 from adapters.postgres.pool import AsyncConnection, connection_of
-from domain.errors import AccessDenied, AlreadyUsed, CodeExpired, CodeNotFound, GrantExpired, GrantNotFound
-from domain.people import AskingMachine
+from domain.errors import AlreadyUsed, CodeExpired, CodeNotFound, GrantExpired, GrantNotFound
+from domain.people import AskingMachine, LinkRefused
 
 
 class StoredDeviceCodes:
@@ -72,7 +72,7 @@ class StoredDeviceCodes:
 
         Raises:
             GrantNotFound: there is no such code. GrantExpired: it is past its time, or was redeemed.
-            AccessDenied: the owner refused it.
+            LinkRefused: the owner refused it.
         """
         device_hash = hash_of(device_code)
         async with connection_of(self._pool) as connection, connection.transaction():
@@ -87,7 +87,7 @@ class StoredDeviceCodes:
             raise GrantNotFound
         is_past, is_refused = row
         if is_refused:
-            raise AccessDenied
+            raise LinkRefused
         if is_past:
             raise GrantExpired
         return None

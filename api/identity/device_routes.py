@@ -14,7 +14,8 @@ from api.coordinator import Coordinator
 from api.identity.desk import answer, identity_of, needed_text
 from api.identity.devices import CODE_SECONDS, POLL_SECONDS, DeviceLogin, normalised
 from api.identity.limits import address_of
-from domain.errors import AccessDenied, AuthenticationFailed
+from domain.errors import AuthenticationFailed
+from domain.people import LinkRefused
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
 router = APIRouter()
@@ -51,8 +52,8 @@ async def redeem(request: Request) -> Response:
     body = await read_json_object(request, CONTROL_BYTES_MAX)
     try:
         redeemed = await devices.redeem(needed_text(body, "device_code"))
-    except AccessDenied as refused:
-        return answer({"status": refused.type})
+    except LinkRefused:
+        return answer({"status": "access_denied"})
     if redeemed is None:
         return answer({"status": "authorization_pending"})
     token, account_id = redeemed

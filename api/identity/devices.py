@@ -50,7 +50,7 @@ class DeviceLogin:
         """The machine's token and its account, once; None while nobody has approved the code.
 
         Raises:
-            GrantNotFound, GrantExpired, AccessDenied: it never will be.
+            GrantNotFound, GrantExpired, LinkRefused: it never will be.
         """
         return await self._codes.redeem(device_code)
 

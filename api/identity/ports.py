@@ -79,7 +79,7 @@ class DeviceCodes(Protocol):
 
     async def redeem(self, device_code: str) -> tuple[str, str] | None:
         """The machine's token and the account, once; None while nobody has approved. Raises GrantNotFound,
-        GrantExpired or AccessDenied."""
+        GrantExpired or LinkRefused."""
         ...
 
     async def revoke_token(self, token: str) -> bool: ...

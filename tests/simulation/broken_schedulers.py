@@ -256,7 +256,7 @@ ALL = (
     Broken(serves_the_rich_first, (), 40),
     Broken(lets_machines_work_for_nobody, ("machine_says_nothing",), 20),
     Broken(dispatches_what_has_ended, ("broker_misbehaves",), 20, in_a_crowd=True),
-    Broken(keeps_a_slot_until_the_end_is_read, (), 40),
+    Broken(keeps_a_slot_until_the_end_is_read, (), 40, in_a_crowd=True),
     Broken(hedges_again_and_again, (), 10),
     Broken(pays_whoever_lost_the_race, (), 20),
 )
