@@ -60,6 +60,13 @@ _coordinator_option = click.option(
     show_default=True,
     help="Requests that each model answers at one time; twice as many wait.",
 )
+@click.option(
+    "--private-only",
+    is_flag=True,
+    envvar="DARKBLOOM_PRIVATE_ONLY",
+    show_envvar=True,
+    help="Serve nobody but the account to which this machine is linked.",
+)
 @click.option("--once", is_flag=True, help="Serve one request, then exit.")
 @_logging_options
 @click.pass_obj
@@ -68,6 +75,7 @@ def serve(
     coordinator: str,
     models: tuple[str, ...],
     max_concurrent: int,
+    private_only: bool,
     once: bool,
     verbose: bool,
     quiet: bool,
@@ -78,7 +86,7 @@ def serve(
     The first SIGTERM or Ctrl-C finishes the accepted work, a second one aborts it.
     """
     configure(_level(verbose, quiet, log_level) or group_level or _level_from_environment())
-    settings = serve_settings(coordinator, models, max_concurrent, once, os.environ)
+    settings = serve_settings(coordinator, models, max_concurrent, os.environ, private_only=private_only, once=once)
     from agent.serve import serve as serve_until_signal
 
     return serve_until_signal(settings)

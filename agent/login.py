@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from agent import hardware
 from agent.auth_token import read_auth_token
 from agent.coordinator_http import Answer, post
 from agent.errors import CoordinatorFailed, NotLinked
@@ -38,7 +40,7 @@ def login(settings: LinkSettings, *, force: bool, open_browser: bool) -> None:
     """
     if _is_linked(settings, force=force):
         return
-    code = post(f"{settings.base_url}/v1/device/code")
+    code = post(f"{settings.base_url}/v1/device/code", _description())
     device_code, page = code.text("device_code"), code.text("verification_uri")
     if code.status != 200 or not device_code or not page:
         raise CoordinatorFailed(f"{settings.base_url} gives out no code: {code.problem}")
@@ -85,6 +87,11 @@ def _is_linked(settings: LinkSettings, *, force: bool) -> bool:
     return True
 
 
+def _description() -> dict[str, Any]:
+    """By what its owner knows this machine on the page."""
+    return {"machine_name": platform.node(), "chip": hardware.detect().chip_name}
+
+
 def _wait(settings: LinkSettings, device_code: str, interval: float, expires_in: float) -> str:
     """Poll until there is a token. Whatever may pass, such as a lost network, is waited out."""
     deadline = time.monotonic() + expires_in
@@ -100,6 +107,8 @@ def _wait(settings: LinkSettings, device_code: str, interval: float, expires_in:
             raise NotLinked(f"The code was not approved: {answer.problem}")
         elif answer.body.get("status") == "authorized":
             return answer.text("token")
+        elif answer.body.get("status") == "access_denied":
+            raise NotLinked("The owner of the account refused to link this machine.")
         elif answer.body.get("status") not in (None, "authorization_pending"):
             raise NotLinked(f"The coordinator says: {answer.text('status') or answer.problem}.")
     raise NotLinked("Nobody approved the code in time. Run 'darkbloom login' again.")

@@ -38,7 +38,8 @@ class Slot:
 
 @dataclass(slots=True)
 class Machine:
-    """``slots`` maps public model ids in the order of the command line; the first is the primary model.
+    """``slots`` maps public model ids in the order of the command line; the first is the primary model. With
+    ``private_only`` it works for its owner alone.
 
     ``requests_served`` and ``tokens_generated`` count since the process started; ``active_model`` is the id that was
     asked for last.
@@ -49,6 +50,7 @@ class Machine:
     hardening: Hardening
     slots: Mapping[str, Slot]
     auth_token_path: Path
+    private_only: bool = False
     requests_served: int = 0
     tokens_generated: int = 0
     active_model: str | None = None
@@ -85,6 +87,7 @@ class Machine:
             prefill_tps=primary.throughput.prefill_tps,
             decode_tps=primary.throughput.decode_tps,
             auth_token=read_auth_token(self.auth_token_path),
+            private_only=self.private_only,
             privacy_capabilities=self._privacy(posture),
         )
 

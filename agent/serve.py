@@ -65,7 +65,7 @@ async def _serve(
     except AgentStopping:
         _log.info("stopped while loading")
         return shutdown.exit_code
-    machine = Machine(identity, facts, hardening, slots, settings.auth_token_path)
+    machine = Machine(identity, facts, hardening, slots, settings.auth_token_path, settings.private_only)
     link = Link(machine, shutdown, settings.coordinator_url, settings.coordinator_address, once=settings.once)
     try:
         await link.run()

@@ -26,6 +26,7 @@ class ServeSettings:
     coordinator_address: str
     model_paths: tuple[Path, ...]
     max_concurrent: int
+    private_only: bool
     once: bool
     home: Path
     auth_token_path: Path
@@ -41,7 +42,13 @@ class LinkSettings:
 
 
 def serve_settings(
-    coordinator: str, models: tuple[str, ...], max_concurrent: int, once: bool, environment: Mapping[str, str]
+    coordinator: str,
+    models: tuple[str, ...],
+    max_concurrent: int,
+    environment: Mapping[str, str],
+    *,
+    private_only: bool = False,
+    once: bool = False,
 ) -> ServeSettings:
     """Combine the command line with the environment.
 
@@ -60,6 +67,7 @@ def serve_settings(
         coordinator_address=loggable_address(url),
         model_paths=paths,
         max_concurrent=max_concurrent,
+        private_only=private_only,
         once=once,
         home=home,
         auth_token_path=_auth_token_path(environment),

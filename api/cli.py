@@ -21,6 +21,7 @@ from adapters.settings import Settings
 from api import bootstrap, server
 from api.audit_cli import audit
 from api.command_line import data_dir_option, explained, settings_of
+from api.dead_letters_cli import dead_letters
 from api.fleet_cli import fleet
 from domain.eventsourced import Actor
 from domain.keys import ROLES, SCOPES, AccountLimits, Role, Scope
@@ -263,6 +264,7 @@ def demo(prompt: str, model_path: Path) -> None:
 
 
 main.add_command(audit)
+main.add_command(dead_letters)
 main.add_command(fleet)
 
 

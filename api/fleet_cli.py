@@ -100,7 +100,7 @@ def _machine_row(record: MachineRecord, standing: Standing) -> tuple[str, ...]:
         record.machine_id[:12],
         record.account_id or "-",
         status_of(machine),
-        "yes" if standing.routable else "no",
+        "yes" if seen["routable"] else "to owner" if seen["routable_for_owner"] else "no",
         f"{in_flight}/{machine.capacity}" if machine else "-",
         seen["trust_level"],
         ", ".join(record.models),

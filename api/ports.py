@@ -188,12 +188,13 @@ class Fleet(Protocol):
     def forget(self, machine_id: str) -> None: ...
 
     async def announce(
-        self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()
+        self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()
     ) -> Sequence[DispatchJob]:
-        """Write a machine's state at once. ``broken`` are models that it cannot serve though it is routable."""
+        """Write a machine's state at once. ``withheld`` are models that not everybody may ask it for: its owner at
+        most, when it is routable."""
         ...
 
-    def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
+    def note(self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()) -> None:
         """Write it with the next tick."""
         ...
 
@@ -219,7 +220,10 @@ class Fleet(Protocol):
         """Whether a machine that offers a model has nothing to do, and nobody waits for the model."""
         ...
 
-    async def offers(self, model: str | None = None) -> Sequence[Snapshot]: ...
+    async def offers(self, model: str | None = None, *, own_account: str = "") -> Sequence[Snapshot]:
+        """The machines that a consumer can be routed to. Those that serve their owner alone are among them for
+        ``own_account``."""
+        ...
 
 
 class RelayedAnswer(AbstractAsyncContextManager[Any], Protocol):

@@ -11,7 +11,7 @@ import msgspec
 
 from domain.kinds import TEXT, ModelKind
 from domain.requests import JobFailure
-from domain.routing import ANY_MACHINE, Constraints, Snapshot
+from domain.routing import ANY_MACHINE, Constraints, Demand, Snapshot
 
 
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +39,19 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False
     constraints: Constraints = ANY_MACHINE
     background: bool = False
+
+    @property
+    def demand(self) -> Demand:
+        """What it asks of a machine."""
+        return Demand(
+            model=self.model,
+            kind=self.kind,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            excluded=frozenset(self.excluded),
+            size_gb=self.size_gb,
+            constraints=self.constraints,
+        )
 
 
 class SettleJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
 from domain.keys import AccountLimits
@@ -50,3 +51,15 @@ class OpenedSession(NamedTuple):
     session_id: str
     subject: str
     account_id: str
+
+
+class AskingMachine(NamedTuple):
+    """What a machine that asks to be linked says of itself, empty where it says nothing; nobody has checked it."""
+
+    name: str
+    chip: str
+    asked_at: datetime
+
+
+class LinkRefused(Exception):
+    """The account's owner refused to link a machine."""

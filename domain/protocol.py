@@ -161,7 +161,7 @@ class BackendCapacity(msgspec.Struct, frozen=True):
 
 class Register(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="register"):
     """The first message on each connection. ``attestation`` keeps the exact bytes that stood in the frame, because
-    its signature covers them."""
+    its signature covers them. ``private_only`` asks for no work but the owner's."""
 
     hardware: Hardware
     models: Annotated[tuple[OfferedModel, ...], msgspec.Meta(max_length=ENTRIES_MAX)]
@@ -174,6 +174,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
     auth_token: ShortText = ""
+    private_only: bool = False
     python_hash: ShortText = ""
     runtime_hash: ShortText = ""
     template_hashes: dict[str, str] = {}

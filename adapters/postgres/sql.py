@@ -241,18 +241,25 @@ SPEND_CODE = "UPDATE sign_in_codes SET spent_at = now() WHERE code_id = %s AND s
 ADD_DEVICE_CODE = """
 WITH old AS (DELETE FROM device_codes WHERE device_hash IN
     (SELECT device_hash FROM device_codes WHERE expires_at < now() - interval '1 hour' LIMIT 100))
-INSERT INTO device_codes (device_hash, user_code_hash, expires_at)
-VALUES (%(device_hash)s, %(user_code_hash)s, now() + make_interval(secs => %(seconds)s))
+INSERT INTO device_codes (device_hash, user_code_hash, machine_name, chip, expires_at)
+VALUES (%(device_hash)s, %(user_code_hash)s, %(machine_name)s, %(chip)s, now() + make_interval(secs => %(seconds)s))
 ON CONFLICT DO NOTHING RETURNING device_hash
 """
 """A code for a machine; no row comes back when one like it is in use."""
 
 APPROVE_DEVICE = """
 UPDATE device_codes SET account_id = %(account_id)s, label = %(label)s, approved_at = now()
-WHERE user_code_hash = %(user_code_hash)s AND approved_at IS NULL AND expires_at > now() RETURNING device_hash
+WHERE user_code_hash = %(user_code_hash)s AND approved_at IS NULL AND refused_at IS NULL AND expires_at > now()
+RETURNING device_hash
+"""
+REFUSE_DEVICE = """
+UPDATE device_codes SET refused_at = now()
+WHERE user_code_hash = %s AND approved_at IS NULL AND refused_at IS NULL AND expires_at > now() RETURNING device_hash
 """
 USER_CODE_STATE = """
-SELECT approved_at IS NOT NULL AS is_used, expires_at <= now() AS is_past FROM device_codes WHERE user_code_hash = %s
+SELECT approved_at IS NOT NULL OR refused_at IS NOT NULL AS is_used, expires_at <= now() AS is_past, machine_name, chip,
+       created_at
+FROM device_codes WHERE user_code_hash = %s
 """
 CONSUME_DEVICE_CODE = """
 UPDATE device_codes SET consumed_at = now()
@@ -262,7 +269,8 @@ RETURNING account_id, label
 """The first success takes the code; whoever comes later gets nothing."""
 
 DEVICE_CODE_STATE = """
-SELECT expires_at <= now() OR consumed_at IS NOT NULL AS is_past FROM device_codes WHERE device_hash = %s
+SELECT expires_at <= now() OR consumed_at IS NOT NULL AS is_past, refused_at IS NOT NULL AS is_refused
+FROM device_codes WHERE device_hash = %s
 """
 
 # --- replies to requests that carry an idempotency key --------------------------------------------------------------
@@ -566,7 +574,8 @@ SELECT session_id, greatest(capacity - busy, 0) FROM kept WHERE routable
 claims, so they are left alone unless the machine is new here. What did not change is not written, because every row
 that is costs an entry in each index. Until when a machine is put aside is written by whoever saw it fail, which may be
 another gateway than its own; what that one wrote counts for a machine that is new here too. The models of a session
-never become fewer."""
+never become fewer. A machine that may be given a slot is routable, and so is what it offers to everybody: one that
+serves its owner alone is, and none of its models."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),
@@ -630,15 +639,15 @@ CROSS JOIN LATERAL (
 MACHINES_FOR = """
 SELECT f.snapshot, m.busy, m.requests_model, m.output_tokens_model, h.health
 FROM fleet f JOIN fleet_models m USING (session_id) LEFT JOIN machine_health h USING (machine_id)
-WHERE m.model = %(model)s AND m.routable
+WHERE m.model = %(model)s AND (m.routable OR (f.routable AND f.account_id = %(own_account)s::text))
     AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_id)s)
     AND (%(account_id)s::text IS NULL OR f.account_id = %(account_id)s)
     AND (%(allowed)s::text[] IS NULL OR f.machine_id = ANY(%(allowed)s) OR f.serial = ANY(%(allowed)s))
     AND (%(session_id)s::uuid IS NULL OR f.session_id = %(session_id)s)
 LIMIT 20000
 """
-"""All machines that offer a model, of one account, of those that a request names, or one session: where the index
-does not help, or did not suffice."""
+"""All machines that offer a model to everybody, and those that only ``own_account`` may ask; of one account, of those
+that a request names, or one session: where the index does not help, or did not suffice."""
 
 CLAIM_SLOT = """
 WITH slot AS (
@@ -686,20 +695,23 @@ WITH wanted AS (
             WHERE (g.session_id, g.model) = (m.session_id, m.model))
     FROM freed WHERE m.session_id = freed.session_id RETURNING m.model
 )
-SELECT gone.model, gone.seconds, ARRAY(SELECT DISTINCT model FROM offers) FROM gone
+SELECT gone.model, gone.seconds, ARRAY(SELECT session_id FROM freed), ARRAY(SELECT DISTINCT model FROM offers)
+FROM gone
 """
-"""Give slots back; giving one back twice does nothing. Returns for each its model, for how long it was taken, and the
-models that the machines with a free slot now offer."""
+"""Give slots back; giving one back twice does nothing. Returns for each its model and for how long it was taken, and
+with each the machines that have a free slot now, and the models that these offer."""
 
 CLAIM_OF = "SELECT session_id FROM claims WHERE request_id = %s AND attempt = %s"
 
 MODEL_OFFERS = """
 SELECT f.snapshot FROM fleet f
 WHERE f.routable AND (%(gateway_id)s::uuid IS NULL OR f.gateway_id = %(gateway_id)s)
-    AND (%(model)s::text IS NULL OR EXISTS (
-    SELECT FROM fleet_models m WHERE m.session_id = f.session_id AND m.model = %(model)s AND m.routable))
+    AND EXISTS (
+    SELECT FROM fleet_models m WHERE m.session_id = f.session_id AND (%(model)s::text IS NULL OR m.model = %(model)s)
+        AND (m.routable OR f.account_id = %(own_account)s::text))
 """
-"""The routable machines of one gateway or of all: all of them, or those that offer one model."""
+"""The machines of one gateway or of all that everybody may ask, and those that ``own_account`` may: all of them, or
+those that offer one model."""
 
 IDLE_FOR_MODEL = """
 SELECT FROM fleet_models m JOIN fleet f USING (session_id)
@@ -722,15 +734,19 @@ MODEL_SUPPLY = """
 SELECT count(*)::int, count(*) FILTER (WHERE m.put_aside_until <= now())::int, coalesce(sum(m.capacity), 0)::int,
        (SELECT slot_seconds FROM model_demand WHERE model = %(model)s)
 FROM fleet_models m
-WHERE m.model = %(model)s AND m.routable AND m.trust = ANY(%(trusts)s)
+WHERE m.model = %(model)s
+    AND (m.routable AND m.trust = ANY(%(trusts)s)
+         OR %(own_account)s::text IS NOT NULL AND m.trust = ANY(%(own_trusts)s) AND EXISTS (
+             SELECT FROM fleet f
+             WHERE f.session_id = m.session_id AND f.routable AND f.account_id = %(own_account)s))
     AND (%(gateway_id)s::uuid IS NULL OR m.gateway_id = %(gateway_id)s)
     AND (%(account_id)s::text IS NULL AND %(allowed)s::text[] IS NULL OR EXISTS (
         SELECT FROM fleet f WHERE f.session_id = m.session_id
             AND (%(account_id)s::text IS NULL OR f.account_id = %(account_id)s)
             AND (%(allowed)s::text[] IS NULL OR f.machine_id = ANY(%(allowed)s) OR f.serial = ANY(%(allowed)s))))
 """
-"""How many machines offer a model, busy or not, how many of them are healthy, their slots together, and for how long a
-request lately took one."""
+"""How many machines offer a model to whoever asks, busy or not, how many of them are healthy, their slots together, and
+for how long a request lately took one."""
 
 # --- how machines fare -----------------------------------------------------------------------------------------------
 
@@ -869,6 +885,44 @@ WHERE model = %s AND deadline > now() AND (turn, enqueued_at) <= (%s, %s)
 """
 """How many are served before, and this one."""
 
+WHO_WAITS = """
+WITH lines AS (
+    SELECT message, enqueued_at, row_number() OVER (PARTITION BY model ORDER BY turn, enqueued_at) AS place
+    FROM waiters
+    WHERE model = ANY(%(models)s) AND (%(gateway_id)s::uuid IS NULL OR gateway_id = %(gateway_id)s)
+        AND woken_at IS NULL AND deadline > now()
+)
+SELECT message FROM lines ORDER BY place, enqueued_at LIMIT %(count)s
+"""
+"""The requests that sleep, of one gateway or of all, in their turn: the first of each model's queue, the oldest of
+those first."""
+
+VACANCIES = """
+SELECT f.snapshot, f.busy, h.health,
+       (SELECT json_object_agg(m.model, m.requests_model) FROM fleet_models m WHERE m.session_id = f.session_id)
+FROM fleet f LEFT JOIN machine_health h USING (machine_id)
+WHERE f.session_id = ANY(%s::uuid[]) AND f.routable AND f.busy < f.capacity ORDER BY f.session_id
+"""
+"""Those of some machines that have a free slot, and what is in flight on them for each model."""
+
+WAKE_THESE = """
+WITH wanted AS (
+    SELECT * FROM unnest(%s::uuid[], %s::int[]) WITH ORDINALITY AS given (request_id, attempt, place)
+), next AS (
+    SELECT w.request_id, w.attempt, g.place FROM waiters w JOIN wanted g USING (request_id, attempt)
+    WHERE w.woken_at IS NULL FOR UPDATE OF w SKIP LOCKED
+), woken AS (
+    UPDATE waiters w SET woken_at = now() FROM next n
+    WHERE w.request_id = n.request_id AND w.attempt = n.attempt RETURNING w.message, w.model, w.turn, n.place
+), reached AS (
+    INSERT INTO model_demand (model, turn) SELECT model, max(turn) FROM woken GROUP BY model ORDER BY model
+    ON CONFLICT (model) DO UPDATE SET turn = greatest(model_demand.turn, excluded.turn)
+)
+SELECT message FROM woken ORDER BY place
+"""
+"""Wake these requests, unless somebody else just did. They keep their place until they are dispatched; new ones queue
+up behind the turn that was reached."""
+
 WAKE_WAITER = """
 WITH lines AS (
     SELECT request_id, attempt, enqueued_at, row_number() OVER (PARTITION BY model ORDER BY turn, enqueued_at) AS place
@@ -888,8 +942,7 @@ WITH lines AS (
 )
 SELECT message FROM woken ORDER BY place, enqueued_at
 """
-"""Wake the requests whose turn it is, of one gateway or of all: the first of each model's queue, the oldest of those
-first. They keep their place until they are dispatched; new ones queue up behind the turn that was reached."""
+"""Wake the requests whose turn it is, whether something is free for them or not."""
 
 ANYBODY_WAITS = "SELECT FROM waiters WHERE model = %s AND deadline > now() LIMIT 1"
 

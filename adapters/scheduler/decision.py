@@ -36,13 +36,15 @@ class Decision:
     def choose(self, demand: Demand, gateway_id: UUID, *, passed_over: Collection[str] = ()) -> Choice | None:
         """The best machine for a request of a gateway, or None. A machine that was put aside is only chosen when no
         healthy one offers the model, busy or not."""
-        asked, reachable = demand.constraints, self._reachable_from(gateway_id)
+        asked, reachable = demand.constraints, self.reachable_from(gateway_id)
 
         def best(candidates: list[Candidate], wanted: Demand = demand) -> Choice | None:
             return choose(candidates, wanted, self._policy, self._random, now=time.time(), passed_over=passed_over)
 
         def machines(account_id: str) -> list[Candidate]:
-            return self._fleet.machines_for(demand.model, reachable, account_id=account_id, allowed=asked.allowed)
+            return self._fleet.machines_for(
+                demand.model, reachable, own_account=asked.own_account, account_id=account_id, allowed=asked.allowed
+            )
 
         choice = best(machines(asked.preferred_account)) if asked.preferred_account else None
         if choice is None and not (asked.allowed or asked.only_account):
@@ -69,13 +71,17 @@ class Decision:
 
     def supply(self, demand: Demand, gateway_id: UUID) -> Supply:
         """What serves a request of a gateway, busy or not."""
-        return self._fleet.supply(demand, self._policy, self._reachable_from(gateway_id))
+        return self._fleet.supply(demand, self._policy, self.reachable_from(gateway_id))
 
     def is_too_large(self, demand: Demand, gateway_id: UUID) -> bool:
         """Whether there are machines for a request, and none with memory for it however long one waits."""
         asked = demand.constraints
         machines = self._fleet.machines_for(
-            demand.model, self._reachable_from(gateway_id), account_id=asked.only_account, allowed=asked.allowed
+            demand.model,
+            self.reachable_from(gateway_id),
+            own_account=asked.own_account,
+            account_id=asked.only_account,
+            allowed=asked.allowed,
         )
         return bool(machines) and not any(could_fit(one, demand, self._policy) for one in machines)
 
@@ -83,5 +89,6 @@ class Decision:
         supply = self.supply(demand, gateway_id)
         return supply.machines > 0 and supply.healthy == 0
 
-    def _reachable_from(self, gateway_id: UUID) -> UUID | None:
+    def reachable_from(self, gateway_id: UUID) -> UUID | None:
+        """The gateway whose machines its requests can get, None for those of all."""
         return None if self._relayed else gateway_id

@@ -15,9 +15,9 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from adapters.postgres import sql
+from adapters.scheduler.waking import Freed, health_in, jobs_in, waking
 from domain.dispatch import DispatchJob
-from domain.routing import TRUST_RANK, Candidate, Constraints, Demand, Health, Load, Policy, Snapshot, shape_of
-from domain.routing.facts import NEUTRAL
+from domain.routing import TRUST_RANK, Candidate, Demand, Load, Policy, Snapshot, shape_of
 from domain.routing.gates import kv_gb
 
 AttemptHasSlot = psycopg.errors.UniqueViolation
@@ -29,8 +29,6 @@ DEMAND_NOTED_SECONDS = 10.0
 
 _CHEAPEST = (sql.CHEAPEST_FOR_SHORT, sql.CHEAPEST_FOR_USUAL, sql.CHEAPEST_FOR_LONG, sql.CHEAPEST_FOR_READING)
 _snapshot = msgspec.json.Decoder(Snapshot)
-_health = msgspec.json.Decoder(Health)
-_job = msgspec.json.Decoder(DispatchJob)
 
 
 class Narrowed(NamedTuple):
@@ -72,7 +70,7 @@ class SchedulerFleet:
         """The machines with a free slot that an index puts first for a request of this size."""
         wanted = {
             "model": demand.model,
-            "trusts": _trusts(demand.constraints, policy),
+            "trusts": _ranks_from(policy.minimum_trust, demand.constraints.minimum_trust),
             "gateway_id": gateway_id,
             "room_gb": kv_gb(demand.prompt_tokens + demand.output_tokens, policy) if demand.size_gb > 0 else -1e6,
         }
@@ -85,14 +83,17 @@ class SchedulerFleet:
         model: str,
         gateway_id: UUID | None,
         *,
+        own_account: str = "",
         account_id: str = "",
         allowed: Sequence[str] = (),
         session_id: str | None = None,
     ) -> list[Candidate]:
-        """All machines that offer a model: of an account, of those that are named, or one session."""
+        """All machines that offer a model to everybody or to ``own_account`` alone: of an account, of those that are
+        named, or one session."""
         wanted = {
             "model": model,
             "gateway_id": gateway_id,
+            "own_account": own_account or None,
             "account_id": account_id or None,
             "allowed": list(allowed) or None,
             "session_id": session_id,
@@ -101,12 +102,15 @@ class SchedulerFleet:
             return _candidates(connection.execute(sql.MACHINES_FOR, wanted, prepare=False, binary=True))
 
     def supply(self, demand: Demand, policy: Policy, gateway_id: UUID | None) -> Supply:
+        asked = demand.constraints
         wanted = {
             "model": demand.model,
-            "trusts": _trusts(demand.constraints, policy),
+            "trusts": _ranks_from(policy.minimum_trust, asked.minimum_trust),
             "gateway_id": gateway_id,
-            "account_id": demand.constraints.only_account or None,
-            "allowed": list(demand.constraints.allowed) or None,
+            "own_account": asked.own_account or None,
+            "own_trusts": _ranks_from(asked.minimum_trust),
+            "account_id": asked.only_account or None,
+            "allowed": list(asked.allowed) or None,
         }
         with self._pool.connection() as connection:
             row = connection.execute(sql.MODEL_SUPPLY, wanted, prepare=False).fetchone()
@@ -159,9 +163,10 @@ class SchedulerFleet:
             row = connection.execute(sql.CLAIM_OF, (request_id, attempt)).fetchone()
             return str(row[0]) if row else None
 
-    def release(self, request_id: UUID, attempt: int) -> None:
+    def release(self, request_id: UUID, attempt: int) -> Freed:
         with self._pool.connection() as connection:
-            connection.execute(sql.RELEASE_CLAIMS, slots_in([(request_id, attempt)]), prepare=True)
+            wanted = slots_in([(request_id, attempt)])
+            return freed_in(connection.execute(sql.RELEASE_CLAIMS, wanted, prepare=True).fetchall())
 
     # --- the queue -----------------------------------------------------------------------------------------------
 
@@ -183,7 +188,7 @@ class SchedulerFleet:
             parked = connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone()
             shed: list[DispatchJob] = []
             if parked is None:
-                shed = woken(connection.execute(sql.SHED_WAITER, waiter, prepare=True))
+                shed = jobs_in(connection.execute(sql.SHED_WAITER, waiter, prepare=True))
                 if not shed:
                     return None
                 parked = connection.execute(sql.PARK_WAITER, waiter, prepare=True).fetchone()
@@ -201,10 +206,23 @@ class SchedulerFleet:
         with self._pool.connection() as connection:
             connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
+    def wake_for(self, freed: Freed, policy: Policy, gateway_id: UUID | None) -> list[DispatchJob]:
+        """Wake whoever can have what came free."""
+        steps = waking(freed, policy, gateway_id)
+        with self._pool.connection() as connection:
+            rows: Any = None
+            while True:
+                try:
+                    statement, wanted = steps.send(rows)
+                except StopIteration as end:
+                    found: list[DispatchJob] = end.value
+                    return found
+                rows = connection.execute(statement, wanted, prepare=True).fetchall()
+
     def wake(self, models: Sequence[str], count: int) -> list[DispatchJob]:
         with self._pool.connection() as connection:
             wanted = {"models": list(models), "gateway_id": None, "count": count}
-            return woken(connection.execute(sql.WAKE_WAITER, wanted, prepare=True))
+            return jobs_in(connection.execute(sql.WAKE_WAITER, wanted, prepare=True))
 
     def sweep(self) -> list[DispatchJob]:
         """Forget what lapsed, and wake every queue once in case a wake was lost."""
@@ -212,7 +230,7 @@ class SchedulerFleet:
             connection.execute(sql.SWEEP_FLEET)
             models = [row[0] for row in connection.execute(sql.WAITING_MODELS)]
             wanted = {"models": models, "gateway_id": None, "count": 100}
-            return woken(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
+            return jobs_in(connection.execute(sql.WAKE_WAITER, wanted)) if models else []
 
 
 def slots_in(attempts: Sequence[tuple[UUID, int]]) -> dict[str, Any]:
@@ -223,13 +241,9 @@ def slots_in(attempts: Sequence[tuple[UUID, int]]) -> dict[str, Any]:
     }
 
 
-def woken(rows: Iterable[Sequence[Any]]) -> list[DispatchJob]:
-    return [_job.decode(row[0]) for row in rows]
-
-
-def health_in(stored: bytes | None) -> Health:
-    """The health of a machine as it is stored; neutral for one that has none."""
-    return _health.decode(stored) if stored else NEUTRAL
+def freed_in(rows: Sequence[Sequence[Any]]) -> Freed:
+    """What RELEASE_CLAIMS returned: the machines and their models are the same in every row."""
+    return Freed(*rows[0][2:]) if rows else Freed((), ())
 
 
 def _candidates(rows: Iterable[Sequence[Any]]) -> list[Candidate]:
@@ -239,7 +253,7 @@ def _candidates(rows: Iterable[Sequence[Any]]) -> list[Candidate]:
     ]
 
 
-def _trusts(constraints: Constraints, policy: Policy) -> list[int]:
-    """The ranks of trust that are enough."""
-    floor = max(TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(constraints.minimum_trust, 0))
+def _ranks_from(*minimums: str) -> list[int]:
+    """The ranks of trust that are enough for all of these."""
+    floor = max(TRUST_RANK.get(minimum, 0) for minimum in minimums)
     return [rank for rank in TRUST_RANK.values() if rank >= floor]

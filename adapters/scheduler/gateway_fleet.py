@@ -17,7 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from adapters.postgres import sql
 from adapters.postgres.pool import AsyncConnection, connection_of
-from adapters.scheduler.fleet import health_in, slots_in, woken
+from adapters.scheduler.fleet import freed_in, slots_in
+from adapters.scheduler.waking import Freed, health_in, waking
 from domain.dispatch import DispatchJob
 from domain.routing import (
     TRUST_RANK,
@@ -69,10 +70,11 @@ class MachineRecord(NamedTuple):
 class _Announcement(NamedTuple):
     snapshot: Snapshot
     routable: bool
-    broken: Collection[str]
+    withheld: Collection[str]
 
-    def serves(self, model: str) -> bool:
-        return self.routable and model not in self.broken
+    def offers(self, model: str) -> bool:
+        """Whether everybody may ask for it."""
+        return self.routable and model not in self.withheld
 
 
 class GatewayFleet:
@@ -125,16 +127,18 @@ class GatewayFleet:
     def health_of(self, machine_id: str) -> Health:
         return self._health.get(machine_id, NEUTRAL)
 
-    async def announce(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> list[DispatchJob]:
-        """Write a machine's state at once; returns requests that may now find a slot on it. ``broken`` are models of it
-        that it cannot serve though it is routable."""
+    async def announce(
+        self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()
+    ) -> list[DispatchJob]:
+        """Write a machine's state at once; returns requests that may now find a slot on it. ``withheld`` are models for
+        which not everybody may ask it: its owner at most, when it is routable."""
         self._noted.pop(snapshot.session_id, None)
         async with connection_of(self._pool) as connection:
-            return await self._write(connection, [_Announcement(snapshot, routable, broken)])
+            return await self._write(connection, [_Announcement(snapshot, routable, withheld)])
 
-    def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
+    def note(self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()) -> None:
         """The same with the next tick."""
-        self._noted[snapshot.session_id] = _Announcement(snapshot, routable, broken)
+        self._noted[snapshot.session_id] = _Announcement(snapshot, routable, withheld)
 
     async def withdraw(self, session_id: str) -> None:
         self._noted.pop(session_id, None)
@@ -250,17 +254,18 @@ class GatewayFleet:
         async with connection_of(self._pool) as connection:
             cursor = await connection.execute(sql.RELEASE_CLAIMS, slots_in(leaving), prepare=True)
             freed = await cursor.fetchall()
-            for model, seconds, _ in freed:
+            for model, seconds, *_ in freed:
                 self._slot_seconds[model] = 0.8 * self._slot_seconds.get(model, seconds) + 0.2 * seconds
-            return await self._wake(connection, freed[0][2], len(freed)) if freed else []
+            return await self._wake(connection, freed_in(freed))
 
     async def leave_queue(self, request_id: UUID) -> None:
         async with connection_of(self._pool) as connection:
             await connection.execute(sql.REMOVE_WAITER, (request_id,), prepare=True)
 
-    async def offers(self, model: str | None = None) -> list[Snapshot]:
-        """The machines that a consumer here can be routed to, all or those that offer one model."""
-        wanted = {"model": model, "gateway_id": self._reach()}
+    async def offers(self, model: str | None = None, *, own_account: str = "") -> list[Snapshot]:
+        """The machines that a consumer here can be routed to, all or those that offer one model. Those that serve their
+        owner alone are among them for ``own_account``."""
+        wanted = {"model": model, "gateway_id": self._reach(), "own_account": own_account or None}
         async with connection_of(self._pool) as connection:
             cursor = await connection.execute(sql.MODEL_OFFERS, wanted, prepare=True)
             return [_snapshot.decode(row[0]) for row in await cursor.fetchall()]
@@ -274,17 +279,19 @@ class GatewayFleet:
 
     async def _write(self, connection: AsyncConnection, told: Sequence[_Announcement]) -> list[DispatchJob]:
         cursor = await connection.execute(sql.ANNOUNCE_MACHINES, self._columns(told), prepare=True)
-        free = {str(session_id): slots for session_id, slots in await cursor.fetchall() if slots}
-        slots: defaultdict[str, int] = defaultdict(int)
-        for one in told:
-            for model in filter(one.serves, one.snapshot.models):
-                slots[model] += free.get(one.snapshot.session_id, 0)
-        return await self._wake(connection, list(slots), max(slots.values())) if any(slots.values()) else []
+        free = {str(session_id) for session_id, slots in await cursor.fetchall() if slots}
+        models = {model for one in told if one.snapshot.session_id in free for model in one.snapshot.models}
+        return await self._wake(connection, Freed(list(free), list(models)))
 
-    async def _wake(self, connection: AsyncConnection, models: Sequence[str], count: int) -> list[DispatchJob]:
-        wanted = {"models": models, "gateway_id": self._reach(), "count": count}
-        cursor = await connection.execute(sql.WAKE_WAITER, wanted, prepare=True)
-        return woken(await cursor.fetchall())
+    async def _wake(self, connection: AsyncConnection, freed: Freed) -> list[DispatchJob]:
+        steps, rows = waking(freed, self._policy, self._reach()), None
+        while True:
+            try:
+                statement, wanted = steps.send(rows)  # type: ignore[arg-type]
+            except StopIteration as end:
+                found: list[DispatchJob] = end.value
+                return found
+            rows = await (await connection.execute(statement, wanted, prepare=True)).fetchall()
 
     def _reach(self) -> UUID | None:
         """The gateway that machines and consumers must share, None when they need not."""
@@ -298,7 +305,7 @@ class GatewayFleet:
             snapshot, health = one.snapshot, self.health_of(one.snapshot.machine_id)
             for model in snapshot.models:
                 rank = rank_of(Candidate(snapshot, health=health), model, self._size_of(model) or 0.0, self._policy)
-                rows.append((snapshot.session_id, model, one.serves(model), *rank, health.put_aside_until))
+                rows.append((snapshot.session_id, model, one.offers(model), *rank, health.put_aside_until))
         names = ("model_sessions", "models", "model_routables", *Rank._fields, "put_aside_until")
         columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
         return dict(zip(names, columns, strict=True)) | {

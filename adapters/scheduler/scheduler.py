@@ -29,7 +29,6 @@ from domain.routing import (
     Assessment,
     Candidate,
     Choice,
-    Demand,
     Policy,
     breaker_state,
     describe,
@@ -98,10 +97,10 @@ class Scheduler:
             # The prompt is with the gateway: without it a request cannot go on, and the sweeper ends what is open.
             log.info("attempt %d of %s is dropped: %s", job.attempt, job.request_id, type(error).__name__)
             self.fleet.leave_queue(job.request_id)
-            self.fleet.release(job.request_id, job.attempt)
+            self._give_back(job)
 
     def _claim(self, job: DispatchJob) -> Candidate | None:
-        demand, full = demand_of(job), set[str]()
+        demand, full = job.demand, set[str]()
         for _ in range(CLAIM_TRIES_MAX):
             choice = self._decision.choose(demand, job.reply_to, passed_over=full)
             if choice is None:
@@ -117,7 +116,7 @@ class Scheduler:
                 before = self._claimed_before(job)
                 if before is not None:
                     return before
-                self.fleet.release(job.request_id, job.attempt)  # what it claimed cannot serve it any more
+                self._give_back(job)  # what it claimed cannot serve it any more
                 continue
             full.add(session_id)
         return None
@@ -136,10 +135,19 @@ class Scheduler:
         session_id = self.fleet.claimed_session(job.request_id, job.attempt)
         if session_id is None:
             return None
-        found = next(iter(self.fleet.machines_for(job.model, None, session_id=session_id)), None)
+        own_account = job.constraints.own_account
+        found = next(
+            iter(self.fleet.machines_for(job.model, None, own_account=own_account, session_id=session_id)), None
+        )
         if found is not None:
             self.fleet.leave_queue(job.request_id)
         return found
+
+    def _give_back(self, job: DispatchJob) -> None:
+        """A slot that was claimed is not used; whoever waits for it may have it."""
+        freed = self.fleet.release(job.request_id, job.attempt)
+        for waiter in self.fleet.wake_for(freed, self._policy, self._decision.reachable_from(job.reply_to)):
+            self._resend(waiter)
 
     def _park(self, job: DispatchJob, seconds_left: float) -> Candidate | None:
         place = self.fleet.park(job, seconds=seconds_left, depth_max=self._queue_depth_max)
@@ -157,14 +165,14 @@ class Scheduler:
 
     def _refuse_for_want_of_room(self, job: DispatchJob) -> None:
         position = self._queue_depth_max + 1
-        supply = self._decision.supply(demand_of(job), job.reply_to)
+        supply = self._decision.supply(job.demand, job.reply_to)
         wait_seconds = expected_wait_seconds(position, supply.slots, supply.slot_seconds)
         refusal = self._refusal(job, "queue_full", position=position, wait_seconds=wait_seconds)
         self._mailbox.deliver(job.reply_to, refusal)
 
     def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
         """What to expect; a request that has only just come is told at once when its wait is hopeless."""
-        demand = demand_of(job)
+        demand = job.demand
         if place.taken_now and self._decision.is_too_large(demand, job.reply_to):
             self.fleet.leave_queue(job.request_id)
             self._mailbox.deliver(job.reply_to, self._refusal(job, "too_large"))
@@ -201,7 +209,7 @@ class Scheduler:
             )
         )
         if not recorded:
-            self.fleet.release(job.request_id, job.attempt)
+            self._give_back(job)
             return
         self._mailbox.deliver(
             job.reply_to,
@@ -250,18 +258,6 @@ class Scheduler:
         for job in self.fleet.sweep():
             self._resend(job)
         return len(abandoned)
-
-
-def demand_of(job: DispatchJob) -> Demand:
-    return Demand(
-        model=job.model,
-        kind=job.kind,
-        prompt_tokens=job.prompt_tokens,
-        output_tokens=job.output_tokens,
-        excluded=frozenset(job.excluded),
-        size_gb=job.size_gb,
-        constraints=job.constraints,
-    )
 
 
 def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:

@@ -25,15 +25,24 @@ class SoftwareMachine:
         self.secret = PrivateKey.generate()
         self.public_key = box.public_key_text(self.secret)
 
-    def register(self, model: str, *, kind: ModelKind = TEXT, auth_token: str = "") -> Register:
+    def register(
+        self,
+        model: str,
+        *,
+        kind: ModelKind = TEXT,
+        auth_token: str = "",
+        private_only: bool = False,
+        genuine: bool = False,
+    ) -> Register:
+        """With ``genuine`` it says that its key is kept in hardware, which earns it the trust level ``self_signed``."""
         blob = msgspec.json.encode(
             {
                 "encryptionPublicKey": self.public_key,
-                "keyStorage": "software",
+                "keyStorage": "secure-enclave" if genuine else "software",
                 "publicKey": signing.public_key_text(self.signing_key),
-                "secureBootEnabled": False,
-                "secureEnclaveAvailable": False,
-                "sipEnabled": False,
+                "secureBootEnabled": genuine,
+                "secureEnclaveAvailable": genuine,
+                "sipEnabled": genuine,
                 "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
         )
@@ -49,6 +58,7 @@ class SoftwareMachine:
             decode_tps=100.0,
             prefill_tps=1000.0,
             auth_token=auth_token,
+            private_only=private_only,
         )
 
     def answer(self, challenge: AttestationChallenge) -> AttestationResponse:

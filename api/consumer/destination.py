@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import time
+
 from starlette.datastructures import Headers
 
 from api.coordinator import Coordinator
 from domain.errors import InvalidRequest, MachineOffline, NoLinkedMachine
 from domain.keys import Caller
-from domain.routing import Constraints
+from domain.routing import Candidate, Constraints, standing_of
 
 HEADER = "X-Darkbloom-Route"
 
@@ -19,6 +21,11 @@ def route_in(headers: Headers) -> str | None:
     if route not in (None, "self", "prefer"):
         raise InvalidRequest(f"'{HEADER}' must be self or prefer.")
     return route
+
+
+def own_account_in(headers: Headers, caller: Caller) -> str:
+    """The account whose own machines count, those among them that serve nobody else: the caller's, or none."""
+    return caller.account_id if route_in(headers) else ""
 
 
 async def destination_of(
@@ -36,8 +43,11 @@ async def destination_of(
 
 
 async def _require_own_machine(caller: Caller, model_id: str, coordinator: Coordinator) -> None:
-    if any(machine.account_id == caller.account_id for machine in await coordinator.fleet.offers(model_id)):
-        return
-    if not await coordinator.fleet.machines_of(caller.account_id):
+    account_id, policy, now = caller.account_id, coordinator.policy, time.time()
+    for machine in await coordinator.fleet.offers(model_id, own_account=account_id):
+        standing = standing_of(Candidate(machine), policy, now=now, size_of=coordinator.catalog.size_of)
+        if machine.account_id == account_id and standing.takes(model_id, of_owner=True):
+            return
+    if not await coordinator.fleet.machines_of(account_id):
         raise NoLinkedMachine
     raise MachineOffline

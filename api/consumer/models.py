@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.consumer.auth import authenticate
+from api.consumer.destination import own_account_in
 from api.coordinator import Coordinator
 from domain import pricing
 from domain.catalog import CatalogModel
@@ -57,9 +58,10 @@ async def retrieve_model(request: Request, model_id: str) -> Response:
 async def _entries(request: Request) -> list[dict[str, Any]]:
     """One entry a model that at least one machine offers, in order of their ids."""
     coordinator: Coordinator = request.app.state.coordinator
-    await authenticate(request.headers, coordinator.credentials)
+    caller = await authenticate(request.headers, coordinator.credentials)
+    own_account = own_account_in(request.headers, caller)
     by_model: defaultdict[str, list[Snapshot]] = defaultdict(list)
-    for machine in await coordinator.fleet.offers():
+    for machine in await coordinator.fleet.offers(own_account=own_account):
         for model_id in machine.models:
             by_model[model_id].append(machine)
     entries = []

@@ -16,7 +16,7 @@ from api.consumer.admission import Bounds, admit_command
 from api.consumer.answering import AnswerResponse
 from api.consumer.auth import authenticate, require_scope
 from api.consumer.body import read_json_object
-from api.consumer.destination import destination_of, route_in
+from api.consumer.destination import destination_of, own_account_in, route_in
 from api.consumer.idempotency import Recording, replayed_or_claimed
 from api.consumer.inference import Inference
 from api.consumer.rendering import AnyCall, Prompt
@@ -65,7 +65,7 @@ async def _admitted(
     request: Request, coordinator: Coordinator, caller: Caller, call: AnyCall, recording: Recording, began: float
 ) -> Response:
     """Admit a valid request; the answer that is returned serves it."""
-    model = await model_for(call, coordinator)
+    model = await model_for(call, coordinator, own_account=own_account_in(request.headers, caller))
     prompts = call.prompts
     destination = await destination_of(route_in(request.headers), prompts[0].allowed, caller, model.id, coordinator)
     bounds = [prompt.bounds(model) for prompt in prompts]
@@ -179,9 +179,10 @@ async def admit(
         raise
 
 
-async def model_for(call: AnyCall, coordinator: Coordinator) -> CatalogModel:
+async def model_for(call: AnyCall, coordinator: Coordinator, *, own_account: str = "") -> CatalogModel:
     """The model that a request names, or the first of its kind. Raises ModelNotFound."""
-    model = await model_of(call.model, coordinator) if call.model else coordinator.catalog.first_of(call.kind)
+    named, catalog = call.model, coordinator.catalog
+    model = await model_of(named, coordinator, own_account=own_account) if named else catalog.first_of(call.kind)
     if model is None:
         raise ModelNotFound(param="model")
     if model.kind != call.kind:
@@ -189,13 +190,13 @@ async def model_for(call: AnyCall, coordinator: Coordinator) -> CatalogModel:
     return model
 
 
-async def model_of(model_id: str, coordinator: Coordinator) -> CatalogModel:
-    """The catalog's entry. Raises ModelNotFound."""
+async def model_of(model_id: str, coordinator: Coordinator, *, own_account: str = "") -> CatalogModel:
+    """The catalog's entry; an open catalog has what the machines offer that may be asked. Raises ModelNotFound."""
     found = coordinator.catalog.get(model_id)
     if found is not None:
         return found
     if coordinator.catalog.open_to_unlisted and model_id.isprintable():
-        for machine in await coordinator.fleet.offers(model_id):
+        for machine in await coordinator.fleet.offers(model_id, own_account=own_account):
             context_length = machine.context_lengths.get(model_id, 0)
             return coordinator.catalog.unlisted(model_id, context_length, machine.kinds.get(model_id, TEXT))
     raise ModelNotFound(param="model")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from api.identity.limits import IdentityLimits
 from api.identity.ports import DeviceCodes
 from domain.errors import CodeNotFound, InternalError
+from domain.people import AskingMachine
 
 CODE_SECONDS = 900
 POLL_SECONDS = 5
@@ -35,10 +36,13 @@ class DeviceLogin:
         self._codes = codes
         self._limits = limits
 
-    async def begin(self) -> DeviceCode:
+    async def begin(self, *, machine_name: str = "", chip: str = "") -> DeviceCode:
+        """Codes for a machine, with what it says of itself."""
         for _ in range(2):
             made = DeviceCode(secrets.token_hex(32), _user_code())
-            if await self._codes.add(made.device_code, made.user_code, CODE_SECONDS):
+            if await self._codes.add(
+                made.device_code, made.user_code, CODE_SECONDS, machine_name=machine_name, chip=chip
+            ):
                 return made
         raise InternalError("No free code was found; try again.")
 
@@ -46,7 +50,7 @@ class DeviceLogin:
         """The machine's token and its account, once; None while nobody has approved the code.
 
         Raises:
-            GrantNotFound, GrantExpired: it never will be.
+            GrantNotFound, GrantExpired, LinkRefused: it never will be.
         """
         return await self._codes.redeem(device_code)
 
@@ -56,12 +60,37 @@ class DeviceLogin:
         Raises:
             CodeNotFound, CodeExpired, AlreadyUsed: it is no such code. RateLimited: the account typed too many.
         """
+        code = self._typed(user_code, account_id)
+        await self._codes.approve(code, account_id)
+        self._limits.forgive_typed_code(account_id)
+
+    async def refuse(self, user_code: str, account_id: str) -> None:
+        """Never link the machine that shows a code. Raises the same."""
+        code = self._typed(user_code, account_id)
+        await self._codes.refuse(code)
+        self._limits.forgive_typed_code(account_id)
+
+    async def who_asks_for(self, user_code: str, account_id: str) -> AskingMachine:
+        """The machine that shows a code. Raises the same."""
+        code = self._typed(user_code, account_id)
+        found = await self._codes.who_asks(code)
+        self._limits.forgive_typed_code(account_id)
+        return found
+
+    async def who_asks(self, user_code: str, address: str) -> AskingMachine:
+        """The same for a stranger, who may try as often as machines may ask. Raises the same."""
+        self._limits.count_device_request(address)
+        code = normalised(user_code)
+        if not code:
+            raise CodeNotFound
+        return await self._codes.who_asks(code)
+
+    def _typed(self, user_code: str, account_id: str) -> str:
         self._limits.count_typed_code(account_id)
         code = normalised(user_code)
         if not code:
             raise CodeNotFound
-        await self._codes.approve(code, account_id)
-        self._limits.forgive_typed_code(account_id)
+        return code
 
     async def unlink(self, token: str) -> bool:
         """Take back a machine's own token."""

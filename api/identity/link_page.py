@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import UTC
 from html import escape
 
 from fastapi import APIRouter, Request
@@ -16,10 +18,11 @@ from starlette.responses import HTMLResponse, Response
 from api.consumer.body import CONTROL_BYTES_MAX, read_form
 from api.identity.desk import IdentityDesk, identity_of
 from api.identity.device_routes import PAGE
-from api.identity.devices import normalised
+from api.identity.devices import DeviceLogin, normalised
 from api.identity.limits import address_of
 from api.identity.sign_in import read_address
-from domain.errors import CodeNotFound, DarkbloomError, InvalidRequest
+from domain.errors import DarkbloomError, InvalidRequest
+from domain.people import AskingMachine, Person
 
 router = APIRouter(include_in_schema=False)
 
@@ -61,14 +64,22 @@ autocapitalize="characters" spellcheck="false"></label>
 """
 
 _SECOND_FORM = """
-<p>A sign-in code is on its way to {email}. Enter it to link the machine that shows <strong>{code}</strong> to your
-account.</p>
+<p>This machine asks to be linked to your account:</p>
+<dl><dt>Code</dt><dd><strong>{code}</strong></dd>{machine}</dl>
+<p>The name and the chip are what it says of itself. A sign-in code is on its way to {email}. Enter it, and say whether
+the machine is yours.</p>
 <form method="post" action="/link/approve">
 <input type="hidden" name="code" value="{code}"><input type="hidden" name="email" value="{email}">
 <input type="hidden" name="challenge" value="{challenge}">
 <label>Sign-in code <input name="sign_in_code" inputmode="numeric" maxlength="12" autocomplete="one-time-code"
 required></label>
-<button>Sign in and link this machine</button></form>
+<button>Sign in and link this machine</button>
+<button formaction="/link/refuse">Not mine: sign in and refuse it</button></form>
+"""
+
+_REFUSED = """
+<p>The machine is not linked, and is told so. Whoever ran <code>darkbloom login</code> there needs a new code to ask
+again.</p>
 """
 
 _DONE = """
@@ -90,47 +101,58 @@ async def send_code(request: Request) -> Response:
     form = await read_form(request, CONTROL_BYTES_MAX)
     typed, email = form.get("code", "")[:20], form.get("email", "")[:254]
     try:
-        code = _needed_code(typed)
-        challenge = await sign_in.start(read_address(email), address_of(request))
+        address = address_of(request)
+        machine = await identity_of(request).need_devices().who_asks(typed, address)
+        challenge = await sign_in.start(read_address(email), address)
     except DarkbloomError as error:
         return _page(_first_form(typed, email), error)
-    return _page(_second_form(code, email, challenge))
+    return _page(_second_form(normalised(typed), email, challenge, machine))
 
 
 @router.post("/link/approve")
 async def approve(request: Request) -> Response:
+    return await _answered(request, DeviceLogin.approve, _DONE)
+
+
+@router.post("/link/refuse")
+async def refuse(request: Request) -> Response:
+    return await _answered(request, DeviceLogin.refuse, _REFUSED)
+
+
+async def _answered(request: Request, say: Callable[[DeviceLogin, str, str], Awaitable[None]], done: str) -> Response:
+    """Sign the owner in, and let what the owner says of the machine hold."""
     desk = identity_of(request)
+    devices = desk.need_devices()
     form = await read_form(request, CONTROL_BYTES_MAX)
     typed, email, challenge = form.get("code", "")[:20], form.get("email", "")[:254], form.get("challenge", "")[:64]
     try:
-        await _link(desk, form, _needed_code(typed), read_address(email), challenge)
-    except CodeNotFound as error:
-        return _page(_first_form(typed, email), error)
+        machine = await devices.who_asks(typed, address_of(request))
     except DarkbloomError as error:
-        return _page(_second_form(typed, email, challenge), error)
-    return _page(_DONE)
+        return _page(_first_form(typed, email), error)
+    try:
+        person = await _person(desk, read_address(email), challenge, form.get("sign_in_code", "")[:20])
+        await say(devices, typed, person.account_id)
+    except DarkbloomError as error:
+        return _page(_second_form(normalised(typed), email, challenge, machine), error)
+    return _page(done)
 
 
-async def _link(desk: IdentityDesk, form: dict[str, str], code: str, email: str, challenge: str) -> None:
+async def _person(desk: IdentityDesk, email: str, challenge: str, sign_in_code: str) -> Person:
     if not challenge:
         raise InvalidRequest("Ask for a sign-in code first.")
-    person, _ = await desk.need_sign_in().person_of(email, challenge, form.get("sign_in_code", "")[:20])
-    await desk.need_devices().approve(code, person.account_id)
-
-
-def _needed_code(typed: str) -> str:
-    code = normalised(typed)
-    if not code:
-        raise CodeNotFound
-    return code
+    person, _ = await desk.need_sign_in().person_of(email, challenge, sign_in_code)
+    return person
 
 
 def _first_form(code: str, email: str) -> str:
     return _FIRST_FORM.format(code=escape(code), email=escape(email))
 
 
-def _second_form(code: str, email: str, challenge: str) -> str:
-    return _SECOND_FORM.format(code=escape(code), email=escape(email), challenge=escape(challenge))
+def _second_form(code: str, email: str, challenge: str, machine: AskingMachine) -> str:
+    asked = machine.asked_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = (("Machine", machine.name), ("Chip", machine.chip), ("Asked", asked))
+    described = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts if fact)
+    return _SECOND_FORM.format(code=escape(code), email=escape(email), challenge=escape(challenge), machine=described)
 
 
 def _page(content: str, error: DarkbloomError | None = None) -> Response:

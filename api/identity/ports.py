@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from domain.people import Details, FoundSession, OpenedSession, Person, SessionClaims
+from domain.people import AskingMachine, Details, FoundSession, OpenedSession, Person, SessionClaims
 
 
 class TokenVerifier(Protocol):
@@ -61,15 +61,25 @@ class SignInCodes(Protocol):
 
 
 class DeviceCodes(Protocol):
-    async def add(self, device_code: str, user_code: str, seconds: float) -> bool: ...
+    async def add(
+        self, device_code: str, user_code: str, seconds: float, *, machine_name: str = "", chip: str = ""
+    ) -> bool: ...
 
     async def approve(self, user_code: str, account_id: str) -> None:
         """Raises CodeNotFound, CodeExpired or AlreadyUsed."""
         ...
 
+    async def refuse(self, user_code: str) -> None:
+        """Raises CodeNotFound, CodeExpired or AlreadyUsed."""
+        ...
+
+    async def who_asks(self, user_code: str) -> AskingMachine:
+        """Raises CodeNotFound, CodeExpired or AlreadyUsed."""
+        ...
+
     async def redeem(self, device_code: str) -> tuple[str, str] | None:
-        """The machine's token and the account, once; None while nobody has approved. Raises GrantNotFound or
-        GrantExpired."""
+        """The machine's token and the account, once; None while nobody has approved. Raises GrantNotFound,
+        GrantExpired or LinkRefused."""
         ...
 
     async def revoke_token(self, token: str) -> bool: ...

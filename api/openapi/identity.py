@@ -92,7 +92,19 @@ PATHS: Json = {
         "post": operation(
             "beginDeviceLogin",
             "Codes for a machine that is to be linked to an account.",
-            {"200": json_answer(ref("DeviceCode"), "The codes.")} | errors(429, 500, 503),
+            {"200": json_answer(ref("DeviceCode"), "The codes.")} | errors(400, 413, 429, 500, 503),
+            body=json_body(
+                thing(
+                    {
+                        "machine_name": text("What its owner knows it by."),
+                        "chip": text(
+                            "Both are shown to the owner, and a body that does not have them is as good as none."
+                        ),
+                    }
+                ),
+                {"a Mac": {"machine_name": "studio.local", "chip": "Apple M4 Max"}},
+                required=False,
+            ),
             public=True,
         )
     },
@@ -104,7 +116,7 @@ PATHS: Json = {
                 "200": json_answer(
                     thing(
                         {
-                            "status": {"enum": ["authorization_pending", "authorized"]},
+                            "status": {"enum": ["authorization_pending", "authorized", "access_denied"]},
                             "token": text(),
                             "account_id": text(),
                         },
@@ -123,6 +135,35 @@ PATHS: Json = {
             "approveDevice",
             "Link the machine that shows a code to one's account. Needs a session.",
             {"200": json_answer(full(status={"enum": ["approved"]}, message=text()), "It is linked.")}
+            | errors(*MANAGING, 404, 410, 500),
+            body=json_body(thing({"user_code": _SECRET}, ("user_code",)), {}),
+        )
+    },
+    "/v1/device/pending": {
+        "get": operation(
+            "showDevice",
+            "What the machine that shows a code says of itself. Needs a session.",
+            {
+                "200": json_answer(
+                    full(
+                        user_code=text(),
+                        machine_name=text("Empty where it does not say."),
+                        chip=text("The same."),
+                        requested_at=text(format="date-time"),
+                        expires_at=text(format="date-time"),
+                    ),
+                    "The machine. Nobody has checked what it says.",
+                )
+            }
+            | errors(*MANAGING, 404, 410, 500),
+            parameters=[{"name": "user_code", "in": "query", "required": True, "schema": _SECRET}],
+        )
+    },
+    "/v1/device/deny": {
+        "post": operation(
+            "refuseDevice",
+            "Never link the machine that shows a code. Needs a session.",
+            {"200": json_answer(full(status={"enum": ["denied"]}, message=text()), "It is refused.")}
             | errors(*MANAGING, 404, 410, 500),
             body=json_body(thing({"user_code": _SECRET}, ("user_code",)), {}),
         )

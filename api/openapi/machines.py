@@ -22,6 +22,7 @@ _SUMMARY: Json = {
     "connected": boolean(),
     "status": {"enum": ["online", "draining", "untrusted", "offline"]},
     "routable": boolean(),
+    "routable_for_owner": boolean("Whether it is for requests of its owner with the header X-Darkbloom-Route."),
     "summary": text("Why it gets work or none, in a sentence."),
     "reasons": array(ref("RoutingReason")),
     "last_seen_at": text(format="date-time"),

@@ -68,7 +68,7 @@ REPLACED = "replaced by new connection from same device"
 
 class Routability(TypedDict):
     routable: bool
-    broken: Collection[str]
+    withheld: Collection[str]
 
 
 class Surroundings(NamedTuple):
@@ -476,10 +476,14 @@ class ProviderSession:
             serial=self.identity.serial,
             quantization={model.id: model.quantization for model in register.models},
             kinds={model.id: model.kind for model in register.models if model.kind != TEXT},
+            private_only=register.private_only,
         )
 
 
 def _routability(standing: Standing, snapshot: Snapshot) -> Routability:
-    """Whether a machine may be given a slot, and the models for which it may not."""
-    broken = [model for model in snapshot.models if not standing.takes(model)]
-    return {"routable": len(broken) < len(snapshot.models), "broken": broken}
+    """Whether somebody may be given a slot of a machine, and the models that not everybody may ask it for."""
+    has_owner = bool(snapshot.account_id)
+    return {
+        "routable": any(standing.takes(model, of_owner=has_owner) for model in snapshot.models),
+        "withheld": [model for model in snapshot.models if not standing.takes(model)],
+    }

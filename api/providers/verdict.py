@@ -52,6 +52,7 @@ def summary_of(record: MachineRecord, standing: Standing) -> dict[str, Any]:
         "connected": machine is not None,
         "status": status_of(machine),
         "routable": standing.routable,
+        "routable_for_owner": bool(record.account_id) and standing.routable_for_owner,
         "summary": _in_words(record, standing),
         "reasons": [reason_json(reason) for reason in standing.reasons],
         "last_seen_at": _when(record.last_seen_at),
@@ -113,7 +114,9 @@ def _model(model: ModelStanding, record: MachineRecord) -> dict[str, Any]:
 
 def _in_words(record: MachineRecord, standing: Standing) -> str:
     if standing.reasons:
-        return "; ".join(reason.says for reason in standing.reasons)
+        why = "; ".join(reason.says for reason in standing.reasons)
+        is_own = bool(record.account_id) and standing.routable_for_owner
+        return f"routable for its owner alone: {why}" if is_own else why
     if not standing.routable:
         return "no model of this machine can be served now"
     asked_at = max(record.asked_at.values(), default=0.0)

@@ -13,7 +13,7 @@ from domain.routing.health import BreakerState, Health, Observation, Observation
 from domain.routing.hedging import Hedging, Kind
 from domain.routing.narrowing import Rank, rank_of, shape_of
 from domain.routing.policy import Policy
-from domain.routing.queueing import expected_wait_seconds, retry_after_seconds
+from domain.routing.queueing import Vacancy, expected_wait_seconds, retry_after_seconds, whom_to_wake
 
 __all__ = [
     "ANY_MACHINE",
@@ -38,6 +38,7 @@ __all__ = [
     "SlotState",
     "Snapshot",
     "Standing",
+    "Vacancy",
     "assess",
     "breaker_state",
     "capacity_of",
@@ -53,4 +54,5 @@ __all__ = [
     "retry_after_seconds",
     "shape_of",
     "standing_of",
+    "whom_to_wake",
 ]

@@ -11,13 +11,19 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     """What a request demands beyond its model.
 
     ``allowed`` are serial numbers or machine ids, empty for any; ``minimum_trust`` can only raise the network's floor.
-    ``only_account`` restricts the request to the machines of one account; ``preferred_account`` asks them first.
+    ``only_account`` restricts the request to the machines of one account; ``preferred_account`` asks them first. Either
+    is the account that asks.
     """
 
     allowed: tuple[str, ...] = ()
     minimum_trust: str = "none"
     only_account: str = ""
     preferred_account: str = ""
+
+    @property
+    def own_account(self) -> str:
+        """The account that asks for its own machines, empty for a request that goes the common way."""
+        return self.only_account or self.preferred_account
 
 
 ANY_MACHINE = Constraints()

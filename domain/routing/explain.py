@@ -29,6 +29,9 @@ OF_ONE_MODEL = frozenset(
 PASSING = frozenset({Reason.FULL, Reason.ENGINE_FULL, Reason.PUT_ASIDE})
 """Reasons that end by themselves. A machine that has no others may still be given a slot."""
 
+OF_OTHERS = frozenset({Reason.TRUST_TOO_LOW, Reason.PRIVATE_ONLY})
+"""Reasons that do not concern the machine's owner."""
+
 
 class Assessment(msgspec.Struct, frozen=True):
     """One machine before one request: what is against it, and what it would cost."""
@@ -78,10 +81,16 @@ class Standing(msgspec.Struct, frozen=True):
         """Whether it can get a request for some model now."""
         return not self.reasons and any(not model.reasons for model in self.models)
 
-    def takes(self, model: str) -> bool:
-        """Whether it can get one for this model, as soon as what passes by itself has passed."""
-        return PASSING.issuperset(self.reasons) and any(
-            PASSING.issuperset(one.reasons) for one in self.models if one.model == model
+    @property
+    def routable_for_owner(self) -> bool:
+        """The same for a request of its owner, if it has one, that asks for it."""
+        return OF_OTHERS.issuperset(self.reasons) and any(not model.reasons for model in self.models)
+
+    def takes(self, model: str, *, of_owner: bool = False) -> bool:
+        """Whether it can get one for this model, or one of its owner's, as soon as what passes by itself has passed."""
+        passing = PASSING | OF_OTHERS if of_owner else PASSING
+        return passing.issuperset(self.reasons) and any(
+            passing.issuperset(one.reasons) for one in self.models if one.model == model
         )
 
     def advice(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from domain.routing.demand import Constraints
 from domain.routing.health import Health
 
 TRUST_RANK = {"none": 0, "self_signed": 1, "hardware": 2}
@@ -27,7 +28,8 @@ class SlotState(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What the gateway knows of one connected machine. ``models`` maps each offered id to its size in bytes,
     ``capacity`` is how many requests it takes at once, ``signing_key`` is the attested public key or empty, ``serial``
-    the attested serial number or empty, times are Unix seconds, memory is GiB."""
+    the attested serial number or empty, times are Unix seconds, memory is GiB. ``private`` says that text may be sent
+    there, ``private_only`` that its owner's alone may."""
 
     session_id: str
     machine_id: str
@@ -60,6 +62,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     serial: str = ""
     kinds: dict[str, str] = {}
     """What each offered model makes, where that is not text."""
+
+    private_only: bool = False
+
+    def is_own(self, constraints: Constraints) -> bool:
+        """Whether the request comes from the machine's owner, who asks for it."""
+        return bool(self.account_id) and self.account_id == constraints.own_account
 
 
 class Load(msgspec.Struct, frozen=True):

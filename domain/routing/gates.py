@@ -61,7 +61,12 @@ class Reason(StrEnum):
     TRUST_TOO_LOW = (
         "trust_too_low",
         "the trust level is below the minimum",
-        "a key in software earns no trust; this network asks for a machine that can prove more",
+        "a key in software earns no trust; its owner alone may use it, with the header X-Darkbloom-Route",
+    )
+    PRIVATE_ONLY = (
+        "private_only",
+        "the machine serves its owner alone, who must have linked it",
+        "ask with the header X-Darkbloom-Route; to serve everybody, start the agent without --private-only",
     )
     RUNTIME_UNVERIFIED = (
         "runtime_unverified",
@@ -136,6 +141,7 @@ _GATES = (
     Reason.UNTRUSTED,
     Reason.DRAINING,
     Reason.TRUST_TOO_LOW,
+    Reason.PRIVATE_ONLY,
     Reason.RUNTIME_UNVERIFIED,
     Reason.NO_ENCRYPTION_KEY,
     Reason.NOT_PRIVATE,
@@ -153,10 +159,14 @@ _GATES = (
 
 
 def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now: float) -> tuple[Reason, ...]:
-    """Every gate that keeps this machine from this request; empty when it is eligible."""
+    """Every gate that keeps this machine from this request; empty when it is eligible.
+
+    The network's floor of trust protects whoever does not know a machine, so it is not for its owner.
+    """
     machine, requests_all = candidate.snapshot, candidate.load.requests_all
     asked, slot = demand.constraints, machine.slots.get(demand.model)
-    floor = max(TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(asked.minimum_trust, 0))
+    is_own = machine.is_own(asked)
+    floor = max(0 if is_own else TRUST_RANK[policy.minimum_trust], TRUST_RANK.get(asked.minimum_trust, 0))
     put_aside = is_put_aside(candidate.health, now=now, requests_all=requests_all, policy=policy)
     closed = (  # in the order of the gates
         demand.model not in machine.models,
@@ -164,6 +174,7 @@ def reasons_against(candidate: Candidate, demand: Demand, policy: Policy, *, now
         machine.untrusted,
         machine.draining,
         TRUST_RANK.get(machine.trust_level, -1) < floor,
+        machine.private_only and not is_own,
         not (machine.runtime_verified or policy.development),
         not machine.provider_key,
         not machine.private,

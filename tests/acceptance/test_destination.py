@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from adapters.postgres.credentials import create_provider_token
 from tests.support.machine import Job, Machine, answer_at_once
-from tests.support.processes import Coordinator, Key
+from tests.support.processes import Coordinator, Key, coordinator
 
 SHARED = "shared"
 ASK: dict[str, Any] = {"model": SHARED, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
@@ -109,3 +110,57 @@ async def test_a_request_goes_only_to_the_machines_that_it_names(
         assert all("provider_serial" not in job.body for job in named.jobs.values())
         assert refusal(await ask(client, provider_serial="nobody")) == (503, "model_not_available")
         assert refusal(await ask(client, provider_serial=[])) == (400, "invalid_request_error")
+
+
+async def test_a_private_machine_serves_its_owner_and_nobody_else(
+    up: Coordinator, token: str, client: httpx.AsyncClient
+) -> None:
+    stranger = {"Authorization": f"Bearer {up.books.open_account(1_000_000).secret}"}
+    async with Machine(up.url, model="mine", auth_token=token, private_only=True).connected() as own:
+        [listed] = (await client.get("/v1/me/providers")).json()["providers"]
+        assert (listed["routable"], listed["routable_for_owner"]) == (False, True)
+        assert [reason["code"] for reason in listed["reasons"]] == ["private_only"]
+        assert "--private-only" in listed["reasons"][0]["fix"]
+        for headers in (stranger, stranger | PREFER, {}):
+            assert refusal(await ask(client, headers, model="mine")) == (404, "model_not_found")
+            assert "mine" not in (await client.get("/v1/models", headers=headers)).text
+        assert refusal(await ask(client, stranger | SELF, model="mine")) == (404, "model_not_found")
+        assert not own.jobs
+        assert '"mine"' in (await client.get("/v1/models", headers=SELF)).text
+        for route in (SELF, PREFER):
+            answer = await ask(client, route, model="mine")
+            assert answer.json()["usage"]["cost_micro_usd"] == 0
+        async with Machine(up.url, model="mine").connected() as other:
+            assert (await ask(client, stranger, model="mine")).status_code == 200
+            assert refusal(await ask(client, stranger, model="mine", provider_serial=listed["id"])) == (
+                503,
+                "model_not_available",
+            )
+            assert (len(own.jobs), len(other.jobs)) == (2, 1)
+
+
+async def test_below_the_floor_of_trust_a_machine_serves_its_owner_alone(tmp_path: Path, database: str) -> None:
+    strict = {"DARKBLOOM_MINIMUM_TRUST": "self_signed", "DARKBLOOM_NO_PROVIDER_WAIT_SECONDS": "1"}
+    with coordinator(tmp_path, database=database, env=strict) as up:
+        owner, stranger = up.books.open_account(1_000_000), up.books.open_account(1_000_000)
+        with psycopg.connect(up.books.dsn, autocommit=True) as connection:
+            token = create_provider_token(connection, owner.account_id)
+        async with (
+            httpx.AsyncClient(base_url=up.url, timeout=60.0) as client,
+            Machine(up.url, model=SHARED, auth_token=token).connected() as own,
+            Machine(up.url, model=SHARED, genuine=True).connected() as trusted,
+        ):
+            asks_owner, asks_stranger = ({"Authorization": f"Bearer {key.secret}"} for key in (owner, stranger))
+            for _ in range(3):
+                answer = await ask(client, asks_owner | SELF)
+                assert (answer.status_code, answer.headers["X-Provider-Trust-Level"]) == (200, "none")
+                assert answer.headers["X-Provider-Attested"] == "false"
+                for headers in (asks_stranger, asks_stranger | PREFER, asks_owner):
+                    answer = await ask(client, headers)
+                    assert (answer.status_code, answer.headers["X-Provider-Trust-Level"]) == (200, "self_signed")
+            assert refusal(await ask(client, asks_stranger | SELF)) == (409, "no_linked_machine")
+            assert (len(own.jobs), len(trusted.jobs)) == (3, 9)
+            [listed] = (await client.get("/v1/me/providers", headers=asks_owner)).json()["providers"]
+            assert [reason["code"] for reason in listed["reasons"]] == ["trust_too_low"]
+            assert listed["routable_for_owner"] is True
+        up.books.require_balanced()

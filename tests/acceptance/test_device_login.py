@@ -15,8 +15,8 @@ from tests.support.processes import Coordinator, coordinator
 TOKEN = re.compile(r"eigeninference-pt-[0-9a-f]{64}")
 
 
-def new_code(client: httpx.Client) -> dict[str, str]:
-    answer = client.post("/v1/device/code")
+def new_code(client: httpx.Client, said: object = None) -> dict[str, str]:
+    answer = client.post("/v1/device/code", json=said) if said else client.post("/v1/device/code")
     assert answer.status_code == 200
     made: dict[str, str] = answer.json()
     return made
@@ -124,6 +124,39 @@ def test_without_a_session_key_nobody_signs_in_and_no_machine_is_linked(tmp_path
         assert error_of(answer) == (403, "forbidden")
 
 
+def test_an_owner_looks_at_a_machine_and_refuses_it(up: Coordinator) -> None:
+    session = sign_in(up)
+    with up.client() as client:
+        made = new_code(client, {"machine_name": "studio\n.local", "chip": "Apple M4 Max" + "x" * 99, "more": 1})
+        query = {"user_code": made["user_code"].lower()}
+        seen = client.get("/v1/device/pending", params=query, headers=session.headers).json()
+        assert seen.keys() == {"user_code", "machine_name", "chip", "requested_at", "expires_at"}
+        assert (seen["user_code"], seen["machine_name"]) == (made["user_code"], "studio.local")
+        assert (seen["chip"][:12], len(seen["chip"])) == ("Apple M4 Max", 64)
+        assert client.get("/v1/device/pending", params=query).status_code == 401
+        refusal = {"user_code": made["user_code"]}
+        assert client.post("/v1/device/deny", json=refusal).status_code == 401
+        assert client.post("/v1/device/deny", headers=session.headers, json=refusal).json()["status"] == "denied"
+        for path in ("/v1/device/deny", "/v1/device/approve"):
+            assert error_of(client.post(path, headers=session.headers, json=refusal)) == (409, "already_used")
+        for _ in range(2):
+            assert poll(client, made["device_code"]).json() == {"status": "access_denied"}
+        assert error_of(client.get("/v1/device/pending", params=query, headers=session.headers)) == (
+            409,
+            "already_used",
+        )
+        assert error_of(client.get("/v1/device/pending", headers=session.headers)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("said", [["x"], {"machine_name": 5}, "studio"])
+def test_a_machine_that_says_nothing_of_use_gets_its_code(up: Coordinator, said: object) -> None:
+    session = sign_in(up)
+    with up.client() as client:
+        query = {"user_code": new_code(client, said)["user_code"]}
+        seen = client.get("/v1/device/pending", params=query, headers=session.headers).json()
+        assert (seen["machine_name"], seen["chip"]) == ("", "")
+
+
 def test_a_machine_can_give_its_token_back(up: Coordinator) -> None:
     session = sign_in(up)
     with up.client() as client:
@@ -183,13 +216,34 @@ def test_a_machine_is_linked_on_the_page_by_the_code_from_the_mail(up: Coordinat
         assert poll(client, made["device_code"]).json()["account_id"] == sign_in(up, address).account_id
 
 
+def test_the_page_describes_the_machine_and_refuses_it(up: Coordinator) -> None:
+    address = an_address()
+    with up.client() as client:
+        made = new_code(client, {"machine_name": "<b>studio</b>", "chip": "Apple M4 Max"})
+        page = client.post("/link/sign-in", data={"code": made["user_code"], "email": address})
+        assert "&lt;b&gt;studio&lt;/b&gt;" in page.text
+        assert "Apple M4 Max" in page.text
+        assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", page.text)
+        assert 'formaction="/link/refuse"' in page.text
+        form = {name: hidden(page.text, name) for name in ("code", "email", "challenge")}
+        wrong = client.post("/link/refuse", data=form | {"sign_in_code": "000000"})
+        assert (wrong.status_code, "Apple M4 Max" in wrong.text) == (401, True)
+        assert poll(client, made["device_code"]).json()["status"] == "authorization_pending"
+        done = client.post("/link/refuse", data=form | {"sign_in_code": mailed_code(up, address)})
+        assert "not linked" in done.text
+        assert poll(client, made["device_code"]).json() == {"status": "access_denied"}
+
+
 def test_a_code_with_a_typing_error_is_asked_for_again(up: Coordinator) -> None:
     address = an_address()
     with up.client() as client:
-        assert client.post("/link/sign-in", data={"code": "ABC", "email": address}).status_code == 404
-        assert client.post("/link/sign-in", data={"code": "ABCD-EFGH", "email": "nobody"}).status_code == 400
-        page = client.post("/link/sign-in", data={"code": "ABCD-EFGH", "email": address})
-        form = {name: hidden(page.text, name) for name in ("code", "email", "challenge")}
+        made = new_code(client)
+        for code in ("ABC", "ABCD-EFGH"):
+            answer = client.post("/link/sign-in", data={"code": code, "email": address})
+            assert (answer.status_code, 'action="/link/sign-in"' in answer.text) == (404, True)
+        assert client.post("/link/sign-in", data={"code": made["user_code"], "email": "nobody"}).status_code == 400
+        page = client.post("/link/sign-in", data={"code": made["user_code"], "email": address})
+        form = {name: hidden(page.text, name) for name in ("code", "email", "challenge")} | {"code": "ABCD-EFGH"}
         answer = client.post("/link/approve", data=form | {"sign_in_code": mailed_code(up, address)})
         assert (answer.status_code, 'action="/link/sign-in"' in answer.text) == (404, True)
         assert client.post("/link/approve", content=b"\xff=\xff" * 9).status_code in (400, 404)

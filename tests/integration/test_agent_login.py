@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -101,6 +102,21 @@ def test_a_machine_waits_for_its_token_and_keeps_it_to_itself(coordinator: Coord
     assert file.parent.stat().st_mode & 0o777 == 0o700
     polls = [body for path, _, body in coordinator.requests if path == "/v1/device/token"]
     assert polls == [{"device_code": "d" * 64}] * 6
+
+
+def test_the_machine_says_by_what_its_owner_knows_it(coordinator: Coordinator, tmp_path: Path) -> None:
+    assert darkbloom(tmp_path / "home", coordinator.url, "login").returncode == 0
+    [said] = [body for path, _, body in coordinator.requests if path == "/v1/device/code"]
+    assert said.keys() == {"machine_name", "chip"}
+    assert said["machine_name"] == platform.node()
+
+
+def test_a_machine_that_its_owner_refused_is_told_so(coordinator: Coordinator, tmp_path: Path) -> None:
+    coordinator.answers["/v1/device/token"] = [PENDING, (200, {"status": "access_denied"})]
+    done = darkbloom(tmp_path / "home", coordinator.url, "login")
+    assert done.returncode == 3
+    assert "refused to link this machine" in done.stderr
+    assert not (tmp_path / "home" / "auth_token").exists()
 
 
 def test_who_is_linked_already_stays_so_unless_forced(coordinator: Coordinator, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet, slots_in
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import DispatchJob
-from domain.routing import Constraints, Demand, Observation, Policy
+from domain.routing import ANY_MACHINE, Constraints, Demand, Observation, Policy, SlotState
 from tests.simulation.pools import AsyncMemoryPool, MemoryPool
 from tests.simulation.tables import Lease, OpenRequest, Tables
 from tests.support.ledger_commands import GATEWAY, MODEL
@@ -210,6 +210,8 @@ def _machine(world: World) -> Any:
         capacity=chance.randint(1, 3),
         models=chance.choice(((MODEL,), (MODEL, OTHER_MODEL))),
         trust_level=chance.choice(("none", "hardware")),
+        private_only=chance.random() < 0.2,
+        slots=chance.choice(({}, {MODEL: SlotState("running", max_concurrency=1)})),
         account_id=chance.choice(("", "acct-owner")),
         serial=chance.choice(("", "SERIAL-1")),
         decode_tps=chance.choice((30.0, 100.0)),
@@ -221,8 +223,8 @@ async def meet_and_announce(side: Side, world: World) -> Any:
         world.machines.append(_machine(world))
     one = world.chance.choice(world.machines)
     await side.gateway.meet(one)
-    routable, broken = world.chance.random() < 0.85, world.chance.sample(sorted(one.models), world.chance.randint(0, 1))
-    return ids(await side.gateway.announce(one, routable=routable, broken=broken))
+    withheld = world.chance.sample(sorted(one.models), world.chance.randint(0, 1))
+    return ids(await side.gateway.announce(one, routable=world.chance.random() < 0.85, withheld=withheld))
 
 
 async def note_and_flush(side: Side, world: World) -> Any:
@@ -254,6 +256,7 @@ async def ask(side: Side, world: World) -> Any:
         account_id=f"acct-{world.chance.randrange(3)}",
         model=world.chance.choice((MODEL, MODEL, OTHER_MODEL)),
         output_tokens=world.chance.randint(1, 500),
+        constraints=world.chance.choice((ANY_MACHINE, ANY_MACHINE, Constraints(only_account="acct-owner"))),
         reply_to=world.chance.choice((GATEWAY, OTHER_GATEWAY)),
         deadline=0.0,
     )
@@ -274,15 +277,15 @@ async def claim(side: Side, world: World) -> Any:
 async def release(side: Side, world: World) -> Any:
     one = _job(world)
     if world.chance.random() < 0.5:
-        side.scheduler.release(one.request_id, one.attempt)
-        return None
+        freed = side.scheduler.release(one.request_id, one.attempt)
+        return ids(side.scheduler.wake_for(freed, POLICY, world.chance.choice((None, GATEWAY))))
     return ids(await side.gateway.release(one.request_id, one.attempt))
 
 
 async def release_several(side: Side, world: World) -> Any:
     leaving = [(one.request_id, one.attempt) for one in world.chance.sample(world.jobs, min(4, len(world.jobs)))]
     freed = side.statement(sql.RELEASE_CLAIMS, slots_in([*leaving, *leaving[:1]]))
-    return sorted((model, sorted(models)) for model, _, models in freed)
+    return sorted((model, sorted(map(str, sessions)), sorted(models)) for model, _, sessions, models in freed)
 
 
 async def park(side: Side, world: World) -> Any:
@@ -312,13 +315,16 @@ async def look_around(side: Side, world: World) -> Any:
         minimum_trust=world.chance.choice(("none", "hardware")),
         allowed=world.chance.choice(((), (f"{1:064x}", "SERIAL-1"))),
         only_account=world.chance.choice(("", "acct-owner")),
+        preferred_account=world.chance.choice(("", "acct-owner")),
     )
     demand = Demand(one.model, 10, world.chance.choice((20, 3_000)), size_gb=1.0, constraints=asked)
-    policy = msgspec.structs.replace(POLICY, minimum_trust="none")
+    policy = msgspec.structs.replace(POLICY, minimum_trust=world.chance.choice(("none", "hardware")))
     cheapest = side.scheduler.cheapest(demand, policy, gateway_id)
-    everybody = side.scheduler.machines_for(one.model, gateway_id, account_id=asked.only_account, allowed=asked.allowed)
+    everybody = side.scheduler.machines_for(
+        one.model, gateway_id, own_account=asked.own_account, account_id=asked.only_account, allowed=asked.allowed
+    )
     supply = side.scheduler.supply(demand, policy, gateway_id)
-    offers = await side.gateway.offers(world.chance.choice((None, one.model)))
+    offers = await side.gateway.offers(world.chance.choice((None, one.model)), own_account=asked.own_account)
     return (
         sorted(_seen(candidate) for candidate in cheapest.candidates),
         cheapest.complete,

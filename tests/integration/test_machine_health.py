@@ -248,6 +248,31 @@ async def test_constraints_are_met(
     assert found == (machines[expected].machine_id if expected else "")
 
 
+@pytest.mark.parametrize("facts", [{"private_only": True}, {"trust_level": "none"}], ids=["private", "little trust"])
+async def test_what_is_somebody_s_own_is_found_by_its_owner_alone(
+    fleet: SchedulerFleet, gateway: GatewayFleet, facts: dict[str, object]
+) -> None:
+    own = machine(machine_id="cd" * 32, account_id="me", serial="C02MINE", decode_tps=500.0, **facts)
+    await gateway.meet(own)
+    await gateway.announce(own, routable=True, withheld=own.models)
+    asked = (
+        Constraints(),
+        Constraints(allowed=("C02MINE",)),
+        Constraints(preferred_account="somebody"),
+        Constraints(only_account="somebody"),
+    )
+    for constraints in asked:
+        demand = Demand(MODEL, 100, 50, constraints=constraints)
+        assert chosen(fleet, demand) == ""
+        assert fleet.supply(demand, POLICY, GATEWAY)[:3] == (0, 0, 0)
+    for constraints in (Constraints(only_account="me"), Constraints(preferred_account="me")):
+        demand = Demand(MODEL, 100, 50, constraints=constraints)
+        assert chosen(fleet, demand) == own.machine_id
+        assert fleet.supply(demand, POLICY, GATEWAY)[:3] == (1, 1, 1)
+    assert await gateway.offers(MODEL) == await gateway.offers(MODEL, own_account="somebody") == []
+    assert await gateway.offers(MODEL, own_account="me") == [own]
+
+
 async def test_machines_of_other_gateways_are_candidates_once_gateways_relay(
     fleet: SchedulerFleet, gateway: GatewayFleet
 ) -> None:
@@ -292,7 +317,7 @@ async def test_a_model_that_a_machine_cannot_serve_is_not_routed_to_it(
     fleet: SchedulerFleet, gateway: GatewayFleet
 ) -> None:
     one = machine(models=(MODEL, "broken"), capacity=2)
-    await gateway.announce(one, routable=True, broken=["broken"])
+    await gateway.announce(one, routable=True, withheld=["broken"])
     assert chosen(fleet) == one.machine_id
     assert chosen(fleet, Demand("broken", 1, 1)) == ""
     assert await gateway.offers("broken") == []

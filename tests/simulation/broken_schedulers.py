@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 import pytest
 
+from adapters.scheduler import waking
 from adapters.scheduler.fleet import SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.scheduler import Scheduler
 from api.consumer.attempt import Attempt
 from api.consumer.inference import Inference
+from api.providers import session as provider_session
 from domain import ledger
 from domain.dispatch import DispatchJob, ReleaseJob
 from domain.eventsourced import Aggregate
 from domain.ledger import Settle
 from domain.protocol import InferenceComplete
 from domain.requests import InferenceRequest
+from domain.routing import Candidate, Policy, Snapshot, Vacancy
+from domain.routing.explain import OF_OTHERS
 from tests.simulation.checks import OVERTAKEN
-from tests.simulation.tables import Row, Tables
+from tests.simulation.tables import Row, Tables, Waiter
 
 Breakage = Callable[[pytest.MonkeyPatch], None]
 
@@ -117,14 +121,36 @@ def leaves_what_dead_gateways_held(patch: pytest.MonkeyPatch) -> None:
 
 def wakes_nobody(patch: pytest.MonkeyPatch) -> None:
     """A slot comes free and whoever waits for it is not told, not even by the sweeper."""
-    patch.setattr(Tables, "_wake_waiter", lambda self, wanted: ())
+    patch.setattr(Tables, "_wake", lambda self, waiters: [])
+
+
+def wakes_whoever_is_first(patch: pytest.MonkeyPatch) -> None:
+    """A slot wakes the first in the queue, whether it can serve that one or not."""
+
+    def first(waiting: Sequence[Any], vacancies: Sequence[Vacancy], policy: Policy, *, now: float) -> list[Any]:
+        return list(waiting)[: sum(one.slots for one in vacancies)]
+
+    patch.setattr(waking, "whom_to_wake", first)
+
+
+def lends_what_is_somebody_s_own(patch: pytest.MonkeyPatch) -> None:
+    """A private machine and one below the floor of trust are given to everybody."""
+    stand = provider_session.standing_of
+
+    def open_to_all(candidate: Candidate, policy: Policy, **how: Any) -> Any:
+        standing = stand(candidate, policy, **how)
+        reasons = tuple(one for one in standing.reasons if one not in OF_OTHERS)
+        return msgspec.structs.replace(standing, reasons=reasons)
+
+    patch.setattr(provider_session, "standing_of", open_to_all)
+    patch.setattr(Snapshot, "is_own", lambda self, constraints: True)
 
 
 def serves_the_rich_first(patch: pytest.MonkeyPatch) -> None:
     """The queue goes by the account with the most requests in it, so the others starve."""
-    wake = Tables._wake_waiter
+    asleep = Tables._asleep
 
-    def rich_first(self: Tables, wanted: Any) -> Iterable[Row]:
+    def rich_first(self: Tables, wanted: Any) -> list[Waiter]:
         shares: dict[str, int] = {}
         for one in self.waiters.values():
             shares[one.account_id] = shares.get(one.account_id, 0) + 1
@@ -132,12 +158,12 @@ def serves_the_rich_first(patch: pytest.MonkeyPatch) -> None:
         for one in self.waiters.values():
             one.turn = -1_000 * shares[one.account_id] - int(one.enqueued_at % 1_000)
         try:
-            return wake(self, wanted)
+            return asleep(self, wanted)
         finally:
             for key, turn in turns.items():
                 self.waiters[key].turn = turn
 
-    patch.setattr(Tables, "_wake_waiter", rich_first)
+    patch.setattr(Tables, "_asleep", rich_first)
 
 
 def lets_machines_work_for_nobody(patch: pytest.MonkeyPatch) -> None:
@@ -207,26 +233,30 @@ def pays_whoever_lost_the_race(patch: pytest.MonkeyPatch) -> None:
 
 
 class Broken(NamedTuple):
-    """A broken scheduler, the faults that bring it out (none: any, or calm), and the seeds within which it is found."""
+    """A broken scheduler, the faults that bring it out (none: any, or calm), and the seeds within which it is found: of
+    a market ``in_a_crowd``, where it has to be."""
 
     breakage: Breakage
     faults: tuple[str, ...]
     seeds_max: int
+    in_a_crowd: bool = False
 
 
 ALL = (
-    Broken(claims_without_looking, (), 20),
-    Broken(assigns_without_a_slot, (), 20),
+    Broken(claims_without_looking, (), 10, in_a_crowd=True),
+    Broken(assigns_without_a_slot, (), 20, in_a_crowd=True),
     Broken(never_gives_a_slot_back, (), 10),
     Broken(gives_a_slot_back_twice, (), 10),
-    Broken(settles_what_has_ended, ("database_is_cut_off",), 20),
+    Broken(settles_what_has_ended, ("database_is_cut_off",), 20, in_a_crowd=True),
     Broken(asks_the_machine_that_failed_again, ("machine_fails",), 20),
     Broken(leaves_what_dead_gateways_held, ("gateway_is_killed",), 20),
     Broken(wakes_nobody, (), 10),
+    Broken(wakes_whoever_is_first, (), 40),
+    Broken(lends_what_is_somebody_s_own, (), 10),
     Broken(serves_the_rich_first, (), 40),
     Broken(lets_machines_work_for_nobody, ("machine_says_nothing",), 20),
-    Broken(dispatches_what_has_ended, ("broker_misbehaves",), 20),
-    Broken(keeps_a_slot_until_the_end_is_read, (), 40),
+    Broken(dispatches_what_has_ended, ("broker_misbehaves",), 20, in_a_crowd=True),
+    Broken(keeps_a_slot_until_the_end_is_read, (), 40, in_a_crowd=True),
     Broken(hedges_again_and_again, (), 10),
     Broken(pays_whoever_lost_the_race, (), 20),
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
-from adapters.scheduler.fleet import health_in
+import msgspec
+
+from adapters.scheduler.waking import health_in
 from api.consumer.inference import ATTEMPTS_MAX
 from domain.dispatch import DispatchJob
 from domain.eventsourced import DomainEvent, Written
@@ -21,11 +24,14 @@ from tests.simulation.consumer import PATIENT_SECONDS, Told
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
     from tests.simulation.market import Market
+    from tests.simulation.tables import Waiter
 
 K = TypeVar("K")
 
+STARVED_SECONDS_CALM = 2
 STARVED_SECONDS = 14
-"""With a free slot before it, no request waits longer: a lost wake is noticed after 5 s, by a sweep every 2 s."""
+"""With a slot before it that is free for it, no request waits longer: it is woken when nothing breaks, else a lost wake
+is noticed after 5 s, by a sweep every 2 s."""
 
 SLOT_SECONDS_CALM = 3
 SLOT_SECONDS = 20
@@ -63,6 +69,8 @@ class Checks:
         self._attempts: dict[str, tuple[UUID, int]] = {}
         self._asked: set[tuple[UUID, str]] = set()
         self._arrived: Counter[UUID] = Counter()
+        self._owners: dict[UUID, str] = {}
+        """Requests with the account that asked for its own machines, empty where nobody did."""
         self.hedges: Counter[UUID] = Counter()
         self._losers: set[str] = set()
         self._paid: set[str] = set()
@@ -150,23 +158,26 @@ class Checks:
                 self.report(f"{key} counts {offer.requests_model} of {of_model[key]} claims")
 
     def _check_turns(self) -> None:
-        """Count for each waiting request how many of one other account came later and went first."""
+        """Count for each waiting request how many of one other account came later and got first what it could have."""
         tables = self._market.tables
         new = tables.claims.keys() - self._claims_seen
         if not new:
             return
         self._claims_seen |= new
+        machines = {self._market.machine_id_of(machine): machine for machine in self._market.machines}
         for key in sorted(new):
             claim, request_id = tables.claims[key], key[0]
             admitted = tables.open_requests.get(request_id)
             if admitted is None or key[1] > 1:
                 continue
+            machine = tables.fleet.get(claim.session_id)
+            taken = [(claim.model, machines[machine.machine_id])] if machine else []
             for waiter in tables.waiters.values():
                 if (
-                    waiter.model == claim.model
-                    and waiter.woken_at is None
+                    waiter.woken_at is None
                     and waiter.enqueued_at < admitted.admitted_at
                     and waiter.account_id != claim.account_id
+                    and self._is_free_for(waiter, taken)
                 ):
                     self._overtaken[waiter.request_id, claim.account_id] += 1
                     if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
@@ -174,6 +185,7 @@ class Checks:
 
     def asked_for(self, job: DispatchJob) -> None:
         """A gateway asks for a machine."""
+        self._owners[job.request_id] = job.constraints.own_account and job.account_id
         self.hedges[job.request_id] += job.hedge
         if self.hedges[job.request_id] > 1:
             self.report(f"request {job.request_id} is hedged {self.hedges[job.request_id]} times")
@@ -184,6 +196,8 @@ class Checks:
         self._arrived[request_id] += 1
         if self._arrived[request_id] > ATTEMPTS_MAX:
             self.report(f"{self._arrived[request_id]} machines are sent request {request_id}")
+        if not machine.is_for_all and machine.account_id != self._owners.get(request_id):
+            self.report(f"{machine.name} serves request {request_id}, which is not its owner's")
         if not self._has_slot(job_id):
             asyncio.get_running_loop().call_later(
                 CANCELLED_SECONDS, self._check_for_slot, machine, machine.running[job_id], job_id
@@ -207,15 +221,15 @@ class Checks:
             self._ended_for.clear()
             self._for_nobody.clear()
             return
-        free = self._models_with_a_free_slot(now)
+        free = self._free_slots(now)
         waiting = {
             one.request_id
             for one in market.tables.waiters.values()
-            if one.deadline > now and one.model in free and one.request_id in market.tables.open_requests
+            if one.deadline > now and one.request_id in market.tables.open_requests and self._is_free_for(one, free)
         }
         _count_on(self._starving, waiting)
         for request_id, seconds in self._starving.items():
-            if seconds > STARVED_SECONDS:
+            if seconds > (STARVED_SECONDS_CALM if market.is_calm else STARVED_SECONDS):
                 self.report(f"request {request_id} waits before a free slot for {seconds} s")
         ended = {key[0] for key in market.tables.claims if key[0] not in market.tables.open_requests}
         _count_on(self._ended_for, ended)
@@ -234,19 +248,29 @@ class Checks:
             if seconds > limit:
                 self.report(f"request {request_id} has ended and still holds a slot after {seconds} s")
 
-    def _models_with_a_free_slot(self, now: float) -> set[str]:
+    @staticmethod
+    def _is_free_for(waiter: Waiter, free: Iterable[tuple[str, Machine]]) -> bool:
+        asked = msgspec.json.decode(waiter.message, type=DispatchJob).constraints
+        return any(
+            model == waiter.model
+            and asked.only_account in ("", machine.account_id)
+            and (machine.is_for_all or machine.account_id == asked.own_account != "")
+            for model, machine in free
+        )
+
+    def _free_slots(self, now: float) -> list[tuple[str, Machine]]:
         tables = self._market.tables
-        slots = {self._market.machine_id_of(machine): machine.models for machine in self._market.machines}
-        found = set()
+        machines = {self._market.machine_id_of(machine): machine for machine in self._market.machines}
+        found = []
         for offer in tables.offers.values():
             machine = tables.fleet.get(offer.session_id)
-            if machine is None or not offer.routable or offer.busy >= offer.capacity or offer.put_aside_until > now:
+            if machine is None or not machine.routable or offer.busy >= offer.capacity or offer.put_aside_until > now:
                 continue
-            if offer.requests_model >= slots[machine.machine_id][offer.model]:
+            if offer.requests_model >= machines[machine.machine_id].models[offer.model]:
                 continue
             fared = tables.health.get(machine.machine_id)
             if fared is None or breaker_state(health_in(fared.health), now=now, policy=rules.POLICY) == "closed":
-                found.add(offer.model)
+                found.append((offer.model, machines[machine.machine_id]))
         return found
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -259,6 +283,10 @@ class Checks:
         left += [f"{key[0]} has a slot" for key in tables.claims]
         left += [f"{key[0]} waits" for key, one in tables.waiters.items() if one.deadline > self._market.unix_now()]
         routable = {one.machine_id for one in tables.fleet.values() if one.routable}
+        for machine in self._market.machines:
+            if machine.is_for_all or machine.account_id:
+                continue
+            routable.add(self._market.machine_id_of(machine))  # whose owner nobody knows, and who serves nobody else
         for machine in self._market.machines:
             if self._market.machine_id_of(machine) not in routable:
                 left.append(f"{machine.name} cannot be routed to")

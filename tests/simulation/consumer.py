@@ -24,7 +24,8 @@ PATIENT_SECONDS = 1_000.0
 
 
 class Wish(NamedTuple):
-    """What is asked, and how. ``patience`` is when the consumer hangs up, ``reading`` how long each write takes it."""
+    """What is asked, and how. ``patience`` is when the consumer hangs up, ``reading`` how long each write takes it,
+    ``route`` what it says about machines of its own."""
 
     name: str
     key: str
@@ -34,6 +35,7 @@ class Wish(NamedTuple):
     output_tokens: int
     patience: float
     reading: float
+    route: str = ""
 
 
 class Told(NamedTuple):
@@ -120,12 +122,13 @@ def _serve(
     gateway: SimulatedGateway, wish: Wish, ears: _Ears, mine: list[UUID], refused: list[str]
 ) -> asyncio.Task[None]:
     async def serve() -> None:
+        route = [(b"x-darkbloom-route", wish.route.encode())] if wish.route else []
         scope = {
             "type": "http",
             "method": "POST",
             "path": "/v1/chat/completions",
             "query_string": b"",
-            "headers": [(b"authorization", f"Bearer {wish.key}".encode())],
+            "headers": [(b"authorization", f"Bearer {wish.key}".encode()), *route],
             "app": gateway.app,
         }
         try:
@@ -140,7 +143,9 @@ def _serve(
     return gateway.process.start(serve())
 
 
-def wish_of(chance: Random, name: str, key: str, models: list[str], *, calm: bool) -> Wish:
+def wish_of(
+    chance: Random, name: str, key: str, models: list[str], *, calm: bool, routes: tuple[str, ...] = ("",)
+) -> Wish:
     """Something that somebody might want."""
     patience, reading = PATIENT_SECONDS, 0.0
     if not calm or chance.random() < 0.3:
@@ -157,4 +162,5 @@ def wish_of(chance: Random, name: str, key: str, models: list[str], *, calm: boo
         output_tokens=int(10 ** chance.uniform(0.7, 2.5)),
         patience=patience,
         reading=reading,
+        route=chance.choice(routes),
     )

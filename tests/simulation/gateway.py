@@ -282,7 +282,8 @@ class SimulatedScheduler:
     async def _tick(self) -> None:
         while True:
             self._broker.enqueue(sweep_message())
-            await asyncio.sleep(rules.SWEEP_SECONDS)
+            calm = self._market.is_calm
+            await asyncio.sleep(rules.SWEEP_SECONDS_CALM if calm else rules.SWEEP_SECONDS)
 
     def _resend(self, job: DispatchJob) -> None:
         self._broker.enqueue(message_of(job))

@@ -49,10 +49,20 @@ Mood = Literal["well", "slow", "silent", "mute", "failing", "breaking", "boastin
 
 
 class Machine:
-    """``models`` maps each model to the requests that its engine takes at once; ``tps`` is tokens a second."""
+    """``models`` maps each model to the requests that its engine takes at once; ``tps`` is tokens a second. One that is
+    not ``genuine`` has less trust than the network asks for."""
 
     def __init__(
-        self, market: Market, name: str, *, account_id: str, models: dict[str, int], tps: float, chance: Random
+        self,
+        market: Market,
+        name: str,
+        *,
+        account_id: str,
+        models: dict[str, int],
+        tps: float,
+        chance: Random,
+        private_only: bool = False,
+        genuine: bool = True,
     ) -> None:
         self.name = name
         self.mood: Mood = "well"
@@ -61,7 +71,9 @@ class Machine:
         self.gateway_name = ""
         self.running: dict[str, asyncio.Task[None]] = {}
         self._market = market
-        self._account_id = account_id
+        self.account_id = account_id
+        self.private_only = private_only
+        self.genuine = genuine
         self._tps = tps
         self._chance = chance
         self._key = f"key of {name}"
@@ -72,6 +84,10 @@ class Machine:
     @property
     def capacity(self) -> int:
         return sum(self.models.values())
+
+    @property
+    def is_for_all(self) -> bool:
+        return self.genuine and not self.private_only
 
     def start(self) -> None:
         self.process = Process(self.name)
@@ -164,6 +180,9 @@ class Machine:
         blob = {
             "encryptionPublicKey": self._key,
             "publicKey": self.name,
+            "secureBootEnabled": self.genuine,
+            "secureEnclaveAvailable": self.genuine,
+            "sipEnabled": self.genuine,
             "timestamp": self._market.wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         envelope = {"attestation": blob, "signature": signed_by(self.name)}
@@ -179,7 +198,8 @@ class Machine:
             attestation=msgspec.Raw(msgspec.json.encode(envelope)),
             decode_tps=self._tps,
             prefill_tps=10 * self._tps,
-            auth_token=f"token of {self._account_id}" if self._account_id else "",
+            auth_token=f"token of {self.account_id}" if self.account_id else "",
+            private_only=self.private_only,
         )
 
     def _heartbeat(self) -> Heartbeat:

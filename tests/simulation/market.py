@@ -92,7 +92,14 @@ class Market:
     table and the machines may differ in what runs."""
 
     def __init__(
-        self, seed: int, loop: VirtualLoop, chance: Random, on_line: Callable[[str], None], only_faults: Sequence[str]
+        self,
+        seed: int,
+        loop: VirtualLoop,
+        chance: Random,
+        on_line: Callable[[str], None],
+        only_faults: Sequence[str],
+        *,
+        is_crowded: bool,
     ) -> None:
         self._only_faults = only_faults
         self._loop = loop
@@ -100,6 +107,7 @@ class Market:
         self.chance = chance
         self.is_calm = seed % CALM_EVERY == 0 and not only_faults
         self.is_disturbed = not self.is_calm
+        self.is_crowded = is_crowded
         self.hedges = seed % HEDGES_EVERY == 1
         self.excuses: set[str] = set()
         self.slots_are_known = True
@@ -204,17 +212,25 @@ class Market:
         for number in range(chance.randint(1, 3)):
             self.gateway_names.append(f"gateway-{number}")
             self.start_gateway(f"gateway-{number}")
-        for number in range(chance.randint(1, 2)):
+        for number in range(2 if self.is_crowded else chance.randint(1, 2)):
             self.scheduler_names.append(f"scheduler-{number}")
             self.start_scheduler(f"scheduler-{number}")
-        for number in range(chance.randint(2, 6)):
-            models = {rules.SMALL: chance.randint(1, 3)}
+        machines, slots = (2, 1) if self.is_crowded else (chance.randint(2, 6), 3)
+        for number in range(machines):
+            models = {rules.SMALL: chance.randint(1, slots)}
             if number == 0 or chance.random() < 0.5:
                 models[rules.LARGE] = chance.randint(1, 2)
-            owner = "" if chance.random() < 0.2 else f"owner-{number}"
-            tps = chance.choice((15.0, 30.0, 60.0, 120.0))
+            owner = "" if chance.random() < 0.2 else f"owner-{number % 3}"
+            tps = 15.0 if self.is_crowded else chance.choice((15.0, 30.0, 60.0, 120.0))
             machine = Machine(
-                self, f"mac-{number}", account_id=owner, models=models, tps=tps, chance=Random(chance.random())
+                self,
+                f"mac-{number}",
+                account_id=owner,
+                models=models,
+                tps=tps,
+                chance=Random(chance.random()),
+                private_only=number > 0 and chance.random() < 0.2,
+                genuine=number == 0 or chance.random() < 0.8,
             )
             self.machines.append(machine)
             machine.start()
@@ -223,7 +239,9 @@ class Market:
         asking = []
         accounts = self.chance.randint(2, 4)
         for number in range(accounts):
-            account_id = f"consumer-{number}"
+            owns_machines = number > 0 and self.chance.random() < 0.5
+            account_id = f"owner-{number}" if owns_machines else f"consumer-{number}"
+            routes = ("", "self", "prefer") if owns_machines else ("", "", "", "prefer")
             poor = self.chance.random() < 0.15
             self.log.write(
                 [
@@ -239,9 +257,17 @@ class Market:
             asks = self.chance.randint(15, 40) if number == 0 else self.chance.randint(3, 12)
             at = self.chance.uniform(0.0, 10.0)
             for turn in range(asks):
-                at += self.chance.expovariate(1.5) if self.chance.random() < 0.3 else self.chance.uniform(0.0, 0.1)
+                pauses = not self.is_crowded and self.chance.random() < 0.3
+                at += self.chance.expovariate(1.5) if pauses else self.chance.uniform(0.0, 0.1)
                 key = f"key-{number}-{self.chance.randint(0, 1)}"
-                wish = wish_of(self.chance, f"{account_id}#{turn}", key, [rules.SMALL, rules.LARGE], calm=self.is_calm)
+                wish = wish_of(
+                    self.chance,
+                    f"{account_id}#{turn}",
+                    key,
+                    [rules.SMALL, rules.LARGE],
+                    calm=self.is_calm,
+                    routes=routes,
+                )
                 asking.append(
                     asyncio.create_task(self._ask(min(at, TRAFFIC_SECONDS), wish, Random(self.chance.random())))
                 )
@@ -296,9 +322,16 @@ class Market:
             self.checks.watch()
 
 
-def run(seed: int, *, only_faults: Sequence[str] = (), on_line: Callable[[str], None] = lambda line: None) -> Outcome:
+def run(
+    seed: int,
+    *,
+    only_faults: Sequence[str] = (),
+    is_crowded: bool = False,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Outcome:
     """One run of the market. ``only_faults`` are the kinds of faults that may happen, all when it is empty;
-    ``on_line`` gets the whole trace."""
+    ``is_crowded`` makes it one of few slots on slow machines, for which everybody asks at once; ``on_line`` gets the
+    whole trace."""
     is_over = False
     digest, last_lines = hashlib.sha256(), deque[str](maxlen=LAST_LINES)
 
@@ -317,7 +350,7 @@ def run(seed: int, *, only_faults: Sequence[str] = (), on_line: Callable[[str], 
 
         async def open_market() -> None:
             nonlocal market
-            market = Market(seed, loop, chance, write, only_faults)
+            market = Market(seed, loop, chance, write, only_faults, is_crowded=is_crowded)
             loop.after_step = market.checks.after_step
             loop.set_exception_handler(lambda _, context: market.checks.report(_told_by(context)))
             await market.run()

@@ -16,6 +16,9 @@ LEASE_SECONDS = 6.0
 LEASE_RENEW_SECONDS = 2.0
 LEASE_GRACE_SECONDS = 6.0
 SWEEP_SECONDS = 2.0
+SWEEP_SECONDS_CALM = 30.0
+"""Where nothing breaks, nobody has to be found by a sweep."""
+
 HOLD_SECONDS = 150.0
 QUEUE_DEPTH_MAX = 12
 SCHEDULER_THREADS = 3
@@ -43,7 +46,7 @@ LIMITS = SimpleNamespace(
 )
 
 POLICY = Policy(
-    minimum_trust="none",
+    minimum_trust="self_signed",
     development=True,
     challenge_age_seconds_max=60.0,
     breaker_seconds=5.0,

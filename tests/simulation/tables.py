@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from uuid import UUID
 import psycopg
 
 from adapters.postgres import sql
-from adapters.scheduler.fleet import health_in
+from adapters.scheduler.waking import health_in
 from domain.routing import Rank
 
 Row = tuple[Any, ...]
@@ -155,6 +156,11 @@ class Tables:
         self.open_requests: dict[UUID, OpenRequest] = {}
         self.gateways: dict[str, Lease] = {}
         self._last_enqueued_at = 0.0
+        self._looks: dict[str, Callable[[Any], Iterable[Row]]] = {
+            sql.WHO_WAITS: self._who_waits,
+            sql.VACANCIES: self._vacancies,
+            sql.MACHINES_OF_ACCOUNT: self._machines_of_account,
+        }
         self._statements: dict[str, Callable[[Any], Iterable[Row]]] = {
             sql.MACHINES_FOR: self._machines_for,
             sql.MODEL_SUPPLY: self._model_supply,
@@ -173,6 +179,7 @@ class Tables:
             sql.SHED_WAITER: self._shed_waiter,
             sql.PLACE_IN_QUEUE: self._place_in_queue,
             sql.WAKE_WAITER: self._wake_waiter,
+            sql.WAKE_THESE: self._wake_these,
             sql.ANYBODY_WAITS: self._anybody_waits,
             sql.REMOVE_WAITER: self._remove_waiter,
             sql.WAITING_MODELS: self._waiting_models,
@@ -191,9 +198,11 @@ class Tables:
 
     def execute(self, statement: str, parameters: Any) -> list[Row]:
         """The rows that the statement returns. Raises KeyError for one that nobody has taught it."""
-        order = RANKED_BY.get(statement)
+        order, look = RANKED_BY.get(statement), self._looks.get(statement)
         if order is not None:
             return list(self._cheapest(order, parameters))
+        if look is not None:
+            return list(look(parameters))
         self.changes += 1
         return list(self._statements[statement](parameters))
 
@@ -236,7 +245,7 @@ class Tables:
             if (
                 machine is not None
                 and offer.model == wanted["model"]
-                and offer.routable
+                and (offer.routable or _is_own(machine, wanted))
                 and gateway_id in (None, machine.gateway_id)
                 and wanted["session_id"] in (None, machine.session_id)
                 and _is_meant(machine, wanted)
@@ -250,8 +259,14 @@ class Tables:
             one
             for one in self.offers.values()
             if one.model == wanted["model"]
-            and one.routable
-            and one.trust in wanted["trusts"]
+            and (
+                (one.routable and one.trust in wanted["trusts"])
+                or (
+                    one.trust in wanted["own_trusts"]
+                    and one.session_id in self.fleet
+                    and _is_own(self.fleet[one.session_id], wanted)
+                )
+            )
             and gateway_id in (None, one.gateway_id)
             and (not restricted or (one.session_id in self.fleet and _is_meant(self.fleet[one.session_id], wanted)))
         ]
@@ -262,11 +277,11 @@ class Tables:
     def _model_offers(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
         gateway_id, model = _text(wanted["gateway_id"]), wanted["model"]
         for machine in self.fleet.values():
-            offer = self.offers.get((machine.session_id, model))
+            mine = [one for one in self.offers.values() if one.session_id == machine.session_id]
             if (
                 machine.routable
                 and gateway_id in (None, machine.gateway_id)
-                and (model is None or (offer is not None and offer.routable))
+                and any(model in (None, one.model) and (one.routable or _is_own(machine, wanted)) for one in mine)
             ):
                 yield (machine.snapshot,)
 
@@ -405,7 +420,7 @@ class Tables:
         return ((claim.session_id,),) if claim else ()
 
     def _release_claims(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
-        gone, models = list[Claimed](), dict[str, None]()
+        gone, sessions, models = list[Claimed](), dict[str, None](), dict[str, None]()
         for key in zip(wanted["request_ids"], wanted["attempts"], strict=True):
             claim = self.claims.pop(key, None)
             if claim is None:
@@ -414,9 +429,10 @@ class Tables:
             machine = self.fleet.get(claim.session_id)
             if machine is not None:
                 machine.busy -= 1
+                sessions[machine.session_id] = None
                 models |= dict.fromkeys(self._count(machine, claim.model, -1, -claim.output_tokens))
         now = self._clock()
-        return [(one.model, now - one.claimed_at, list(models)) for one in gone]
+        return [(one.model, now - one.claimed_at, list(sessions), list(models)) for one in gone]
 
     def _room_to_spare(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
         now, model = self._clock(), wanted["model"]
@@ -497,6 +513,26 @@ class Tables:
         return ((sum(one.place <= tuple(place) for one in self._waiting(model)),),)
 
     def _wake_waiter(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        return self._wake(self._asleep(wanted))
+
+    def _wake_these(self, parameters: Row) -> Iterable[Row]:
+        chosen = [self.waiters.get(key) for key in zip(*parameters, strict=True)]
+        return self._wake([one for one in chosen if one is not None and one.woken_at is None])
+
+    def _who_waits(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        return [(one.message,) for one in self._asleep(wanted)]
+
+    def _vacancies(self, parameters: Row) -> Iterable[Row]:
+        for session_id in sorted(map(str, parameters[0])):
+            machine = self.fleet.get(session_id)
+            if machine is None or not machine.routable or machine.busy >= machine.capacity:
+                continue
+            fared = self.health.get(machine.machine_id)
+            requests = {one.model: one.requests_model for one in self.offers.values() if one.session_id == session_id}
+            yield machine.snapshot, machine.busy, fared.health if fared else None, requests
+
+    def _asleep(self, wanted: Mapping[str, Any]) -> list[Waiter]:
+        """As many as are wanted, in their turn."""
         gateway_id, now = _text(wanted["gateway_id"]), self._clock()
         asleep = [
             one
@@ -513,12 +549,14 @@ class Tables:
             for place, waiter in enumerate(line, 1)
         ]
         lines.sort(key=lambda entry: (entry[0], entry[1].enqueued_at))
-        woken = [waiter for _, waiter in lines[: wanted["count"]]]
-        for one in woken:
-            one.woken_at = now
+        return [waiter for _, waiter in lines[: wanted["count"]]]
+
+    def _wake(self, waiters: list[Waiter]) -> list[Row]:
+        for one in waiters:
+            one.woken_at = self._clock()
             wish = self._wish(one.model)
             wish.turn = max(wish.turn, one.turn)
-        return [(one.message,) for one in woken]
+        return [(one.message,) for one in waiters]
 
     def _anybody_waits(self, parameters: Row) -> Iterable[Row]:
         return [()] if self._waiting(parameters[0]) else []
@@ -583,6 +621,16 @@ class Tables:
         health = known.health if known else wanted["neutral"]
         self.health[wanted["machine_id"]] = MachineHealth(wanted["account_id"], wanted["models"], health, self._clock())
         return ((health,),)
+
+    def _machines_of_account(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
+        """Without what only a person reads: their hardware, and when their models were last asked for."""
+        for machine_id, known in sorted(self.health.items()):
+            if known.account_id != wanted["account_id"] or wanted["machine_id"] not in (None, machine_id):
+                continue
+            seen_at = datetime.fromtimestamp(known.last_seen_at, UTC)
+            here = [one for one in self.fleet.values() if one.machine_id == machine_id]
+            snapshot = max(here, key=lambda one: one.updated_at).snapshot if here else None
+            yield machine_id, known.account_id, "", "", known.models, seen_at, known.health, snapshot, None, None, None
 
     def _lock_health(self, parameters: Row) -> Iterable[Row]:
         return [
@@ -655,6 +703,11 @@ class Tables:
 
 def _text(gateway_id: UUID | None) -> str | None:
     return None if gateway_id is None else str(gateway_id)
+
+
+def _is_own(machine: Machine, wanted: Mapping[str, Any]) -> bool:
+    """Whether the account that asks may ask for a machine that not everybody may."""
+    return machine.routable and machine.account_id == wanted["own_account"]
 
 
 def _is_meant(machine: Machine, wanted: Mapping[str, Any]) -> bool:

@@ -60,7 +60,8 @@ def test_a_seed_is_the_same_run_in_every_process() -> None:
 def test_a_broken_scheduler_is_found(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
     broken.breakage(monkeypatch)
 
-    runs = (run(seed, only_faults=broken.faults) for seed in range(broken.seeds_max))
+    seeds = range(broken.seeds_max)
+    runs = (run(seed, only_faults=broken.faults, is_crowded=broken.in_a_crowd) for seed in seeds)
     found = next((outcome for outcome in runs if outcome.broken), None)
 
     assert found is not None

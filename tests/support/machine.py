@@ -152,6 +152,8 @@ class Machine:
         kind: ModelKind = TEXT,
         signing_key: ec.EllipticCurvePrivateKey | None = None,
         auth_token: str = "",
+        private_only: bool = False,
+        genuine: bool = False,
     ) -> None:
         self._url = url.replace("http", "ws", 1) + "/ws/provider"
         self._answer = answer
@@ -160,6 +162,8 @@ class Machine:
         self._kind = kind
         self._software = SoftwareMachine(signing_key)
         self._auth_token = auth_token
+        self._private_only = private_only
+        self._genuine = genuine
         self.signing_key = self._software.signing_key
         self.public_key = self._software.public_key
         self.jobs: dict[str, Job] = {}
@@ -171,7 +175,7 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncGenerator[Machine, None]:
-        """Registered and routable inside of the context."""
+        """Registered and routable inside of the context, for its owner at least."""
         async with websockets.connect(self._url, max_size=protocol.PROVIDER_INBOUND_BYTES_MAX) as self._socket:
             await self.send(self._register())
             await self.heartbeat()
@@ -208,7 +212,13 @@ class Machine:
         )
 
     def _register(self) -> Register:
-        return self._software.register(self._model, kind=self._kind, auth_token=self._auth_token)
+        return self._software.register(
+            self._model,
+            kind=self._kind,
+            auth_token=self._auth_token,
+            private_only=self._private_only,
+            genuine=self._genuine,
+        )
 
     async def _receive(self) -> None:
         try:
@@ -226,7 +236,8 @@ class Machine:
                 await self.send(self._answer_challenge(message))
             case TrustStatus():
                 self.status = message
-                if not message.reason:
+                causes = message.reason.split(protocol.REASON_SEPARATOR) if message.reason else []
+                if all("X-Darkbloom-Route" in cause for cause in causes):
                     self.routable.set()
             case Cancel():
                 if message.request_id in self.jobs:

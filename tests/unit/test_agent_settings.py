@@ -37,7 +37,7 @@ def test_secrets_in_the_url_are_not_logged() -> None:
 
 
 def test_defaults_stand_below_the_home_directory() -> None:
-    settings = serve_settings("ws://x", ("/models/a",), 4, False, {"DARKBLOOM_HOME": "/state"})
+    settings = serve_settings("ws://x", ("/models/a",), 4, {"DARKBLOOM_HOME": "/state"})
     assert settings.home == Path("/state")
     assert settings.auth_token_path == Path("/state/auth_token")
     assert settings.drain_timeout_seconds == 600
@@ -46,7 +46,7 @@ def test_defaults_stand_below_the_home_directory() -> None:
 
 def test_the_environment_sets_the_rest() -> None:
     environment = {"DARKBLOOM_AUTH_TOKEN_PATH": "/tokens/mine", "DARKBLOOM_DRAIN_TIMEOUT_SECONDS": "1.5"}
-    settings = serve_settings("ws://x", ("a",), 4, False, environment)
+    settings = serve_settings("ws://x", ("a",), 4, environment)
     assert settings.auth_token_path == Path("/tokens/mine")
     assert settings.drain_timeout_seconds == 1.5
     assert settings.home == Path.home() / ".darkbloom"
@@ -55,9 +55,9 @@ def test_the_environment_sets_the_rest() -> None:
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
 def test_a_drain_timeout_that_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(SettingsInvalid):
-        serve_settings("ws://x", ("a",), 4, False, {"DARKBLOOM_DRAIN_TIMEOUT_SECONDS": text})
+        serve_settings("ws://x", ("a",), 4, {"DARKBLOOM_DRAIN_TIMEOUT_SECONDS": text})
 
 
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(SettingsInvalid, match="tiny"):
-        serve_settings("ws://x", ("/a/tiny", "/b/tiny/"), 4, False, {})
+        serve_settings("ws://x", ("/a/tiny", "/b/tiny/"), 4, {})

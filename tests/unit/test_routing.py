@@ -82,6 +82,8 @@ REFUSALS: list[tuple[Reason, dict[str, Any], Load, Demand, float]] = [
     (Reason.TRUST_TOO_LOW, {"trust_level": "self_signed"}, Load(), DEMAND, 0.0),
     (Reason.TRUST_TOO_LOW, {"trust_level": "none"}, Load(), DEMAND, 0.0),
     (Reason.TRUST_TOO_LOW, {"trust_level": "superb"}, Load(), DEMAND, 0.0),
+    (Reason.PRIVATE_ONLY, {"private_only": True}, Load(), DEMAND, 0.0),
+    (Reason.PRIVATE_ONLY, {"private_only": True}, Load(), asking(preferred_account="somebody else"), 0.0),
     (Reason.RUNTIME_UNVERIFIED, {"runtime_verified": False}, Load(), DEMAND, 0.0),
     (Reason.NO_ENCRYPTION_KEY, {"provider_key": ""}, Load(), DEMAND, 0.0),
     (Reason.NOT_PRIVATE, {"private": False}, Load(), DEMAND, 0.0),

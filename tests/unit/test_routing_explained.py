@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.routing import (
+    TRUST_RANK,
     Candidate,
     Constraints,
     Cost,
@@ -19,6 +21,7 @@ from domain.routing import (
     Reason,
     SlotState,
     Standing,
+    Vacancy,
     assess,
     choose,
     cost_of,
@@ -29,6 +32,7 @@ from domain.routing import (
     retry_after_seconds,
     shape_of,
     standing_of,
+    whom_to_wake,
 )
 from domain.routing.narrowing import SHAPES, STEP_MS
 from tests.support.examples import NOW, candidate, snapshot
@@ -73,6 +77,117 @@ demands = st.builds(
     st.booleans(),
     st.booleans(),
 )
+
+
+owned = st.builds(
+    lambda own, private_only, trust, named: candidate(
+        session_id=f"{own}-{private_only}-{trust}-{named}",
+        account_id={True: "me", False: "somebody", None: ""}[own],
+        serial="named" if named else "",
+        private_only=private_only,
+        trust_level=trust,
+    ),
+    st.sampled_from([True, False, None]),
+    st.booleans(),
+    st.sampled_from(["none", "self_signed", "hardware", "superb"]),
+    st.booleans(),
+)
+constraints = st.builds(
+    lambda only, preferred, named, trust: Constraints(
+        only_account=only,
+        preferred_account=preferred,
+        allowed=("named",) if named else (),
+        minimum_trust=trust,
+    ),
+    st.sampled_from(["", "me"]),
+    st.sampled_from(["", "me"]),
+    st.booleans(),
+    st.sampled_from(["none", "self_signed"]),
+)
+
+
+class TestOwners:
+    @given(st.lists(owned, max_size=6), constraints, st.sampled_from(["none", "self_signed", "hardware"]))
+    def test_nobody_else_gets_a_private_machine_or_one_below_the_floor(
+        self, candidates: list[Candidate], asked: Constraints, minimum: str
+    ) -> None:
+        policy = Policy(minimum_trust=minimum, development=True)
+        demand = msgspec.structs.replace(DEMAND, constraints=asked)
+        for seed in range(4):
+            choice = choose(candidates, demand, policy, Random(seed), now=NOW)
+            if choice is None:
+                continue
+            chosen = choice.candidate.snapshot
+            below = TRUST_RANK.get(chosen.trust_level, -1) < TRUST_RANK[minimum]
+            if chosen.private_only or below:
+                assert chosen.account_id == "me" == asked.own_account
+            assert TRUST_RANK[chosen.trust_level] >= TRUST_RANK[asked.minimum_trust]
+
+    @given(owned, st.sampled_from(["none", "self_signed", "hardware"]))
+    def test_an_owner_gets_whatever_is_the_owner_s(self, one: Candidate, minimum: str) -> None:
+        policy = Policy(minimum_trust=minimum, development=True)
+        demand = msgspec.structs.replace(DEMAND, constraints=Constraints(only_account="me"))
+        is_mine = one.snapshot.account_id == "me" and one.snapshot.trust_level in TRUST_RANK
+        assert (reasons_against(one, demand, policy, now=NOW) == ()) is is_mine
+
+    @given(owned, st.sampled_from(["none", "self_signed", "hardware"]))
+    def test_every_other_gate_stays_for_an_owner(self, one: Candidate, minimum: str) -> None:
+        machine = msgspec.structs.replace(
+            one.snapshot, account_id="me", trust_level="none", provider_key="", private=False, thermal_state="critical"
+        )
+        demand = msgspec.structs.replace(DEMAND, constraints=Constraints(preferred_account="me"))
+        closed = reasons_against(Candidate(machine), demand, Policy(minimum_trust=minimum), now=NOW)
+        assert {Reason.NO_ENCRYPTION_KEY, Reason.NOT_PRIVATE, Reason.OVERHEATED} <= set(closed)
+        assert not {Reason.TRUST_TOO_LOW, Reason.PRIVATE_ONLY} & set(closed)
+
+
+class TestWaking:
+    def test_a_slot_goes_to_the_first_whom_it_can_serve(self) -> None:
+        # Given a machine with two engines, of which one is full,
+        one = snapshot(
+            capacity=4,
+            models={"text": 1, "image": 1},
+            slots={"text": SlotState("running", max_concurrency=3), "image": SlotState("running", max_concurrency=1)},
+            private_only=True,
+        )
+        vacancy = Vacancy(one, Health(), 2, {"text": 1, "image": 1})
+        mine = Constraints(only_account="owner")
+        line = [
+            Waiting("image first", Demand("image", 1, 1, constraints=mine)),
+            Waiting("of somebody else", Demand("text", 1, 1)),
+            Waiting("text first", Demand("text", 1, 1, constraints=mine)),
+            Waiting("image second", Demand("image", 1, 1, constraints=mine)),
+            Waiting("text second", Demand("text", 1, 1, constraints=mine)),
+            Waiting("text third", Demand("text", 1, 1, constraints=mine)),
+        ]
+
+        woken = whom_to_wake(line, [vacancy], POLICY, now=NOW)
+
+        assert [one.name for one in woken] == ["text first", "text second"]
+
+    @given(st.lists(machines, max_size=5), st.lists(demands, max_size=8))
+    def test_nobody_sleeps_before_a_slot_that_somebody_woken_does_not_need(
+        self, candidates: list[Candidate], asked: list[Demand]
+    ) -> None:
+        vacancies = [
+            Vacancy(one.snapshot, one.health, one.load.requests_all, {"model": one.load.requests_model})
+            for one in candidates
+        ]
+        line = [Waiting(str(number), demand) for number, demand in enumerate(asked)]
+        woken = whom_to_wake(line, vacancies, POLICY, now=NOW)
+        assert len(woken) <= sum(max(0, one.slots) for one in vacancies)
+        assert [one for one in line if one in woken] == woken
+        for waiter in woken:
+            wanted = msgspec.structs.replace(waiter.demand, nobody_else=True)
+            assert any(not reasons_against(one, wanted, POLICY, now=NOW) for one in candidates)
+        if line and not woken:
+            first = msgspec.structs.replace(line[0].demand, nobody_else=True)
+            assert all(reasons_against(one, first, POLICY, now=NOW) for one in candidates)
+
+
+class Waiting(NamedTuple):
+    name: str
+    demand: Demand
 
 
 class TestChoice:
