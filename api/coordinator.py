@@ -130,7 +130,7 @@ class Coordinator:
             end_later=self.end_later,
             observe=fleet.observe,
             hedging=hedging,
-            unreachable=relay.unreachable if relay is not None else tuple,
+            unreachable=relay.unreachable if relay is not None else dict,
         )
         self.surroundings = Surroundings(
             ledger=ledger,
@@ -230,6 +230,13 @@ class Coordinator:
     def require_open(self) -> None:
         """Raises ServiceUnavailable while nothing new can be taken."""
         if self.state != "ready":
+            raise ServiceUnavailable
+
+    def require_lease(self, gateway_id: UUID) -> None:
+        """The same when the lease that this gateway held under an id is over: others may have ended what was admitted
+        with it."""
+        self.require_open()
+        if gateway_id != self.gateway_id:
             raise ServiceUnavailable
 
     def _machine_link(self, machine: Snapshot) -> MachineLink | None:

@@ -231,8 +231,8 @@ class RelayedAnswer(AbstractAsyncContextManager[Any], Protocol):
 class Relay(Protocol):
     """The machines on other gateways' sockets."""
 
-    def unreachable(self) -> tuple[str, ...]:
-        """Gateways that were just found out of reach."""
+    def unreachable(self) -> Mapping[str, float]:
+        """Gateways that were just found out of reach, and until when (Unix seconds) they are passed over."""
         ...
 
     async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:

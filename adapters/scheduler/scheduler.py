@@ -247,12 +247,14 @@ class Scheduler:
 
 
 def demand_of(job: DispatchJob) -> Demand:
+    now = time.time()
+    out_of_reach = [gateway for gateway, until in job.out_of_reach.items() if until > now]
     return Demand(
         model=job.model,
         kind=job.kind,
         prompt_tokens=job.prompt_tokens,
         output_tokens=job.output_tokens,
-        excluded=frozenset(job.excluded),
+        excluded=frozenset((*job.excluded, *out_of_reach)),
         size_gb=job.size_gb,
         constraints=job.constraints,
     )
