@@ -168,9 +168,11 @@ class Coordinator:
             except DarkbloomError as error:
                 log.warning("the fleet is written with the next tick: %s", type(error).__name__)
                 continue
-            for session in self.registry.all():
-                if session.identity.machine_id in flushed.changed:
-                    await session.announce()
+            changed, missing = set(flushed.changed), set(flushed.missing)
+            if changed or missing:
+                for session in self.registry.all():
+                    if session.identity.machine_id in changed or session.session_id in missing:
+                        await session.announce()
 
     def end_later(self, job: SettleJob | ReleaseJob) -> None:
         """Hand an end to the scheduler, however often that has to be tried while this process lives."""

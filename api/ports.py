@@ -78,6 +78,11 @@ class Flushed(Protocol):
         """Machines that were put aside or let back."""
         ...
 
+    @property
+    def missing(self) -> Collection[str]:
+        """Sessions that the table does not know any more."""
+        ...
+
 
 class Ledger(Protocol):
     @property
@@ -193,6 +198,10 @@ class Fleet(Protocol):
 
     def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
         """Write it with the next tick."""
+        ...
+
+    def touch(self, session_id: str) -> None:
+        """A machine is there and nothing about it changed; also written with the next tick."""
         ...
 
     def observe(self, machine_id: str, seen: Observation) -> None: ...

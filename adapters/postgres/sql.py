@@ -568,6 +568,14 @@ that is costs an entry in each index. Until when a machine is put aside is writt
 another gateway than its own; what that one wrote counts for a machine that is new here too. The models of a session
 never become fewer."""
 
+TOUCH_MACHINES = """
+WITH held AS MATERIALIZED (
+    SELECT session_id FROM fleet WHERE session_id = ANY(%s::uuid[]) ORDER BY session_id FOR UPDATE
+)
+UPDATE fleet f SET updated_at = now() FROM held WHERE f.session_id = held.session_id RETURNING f.session_id
+"""
+"""Machines that are there, and about which nothing changed; returns those that the table knows."""
+
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),
 offers AS (DELETE FROM fleet_models WHERE session_id = %(session_id)s AND (SELECT count(*) FROM gone) >= 0)

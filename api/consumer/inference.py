@@ -499,7 +499,8 @@ class Inference:
             await self._ending.give_slot_back(attempt.assigned.attempt)
 
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> None:
-        """What a gateway failed is held neither against its machine nor against the request, which may still queue up."""
+        """What a gateway failed is held against nobody: neither against its machine nor against the request, which may
+        still queue up."""
         from_the_request = not failed.retry and failed.status < 500
         if from_the_request or assigned.machine.gateway_id not in self._tools.unreachable():
             self._may_wait = False

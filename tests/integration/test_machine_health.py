@@ -318,5 +318,30 @@ async def test_a_machine_that_says_the_same_again_leaves_the_index_alone(
     assert look.execute(rows).fetchall() != before
 
 
+async def test_a_machine_that_is_touched_stays_and_one_that_the_table_lost_is_named(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    known, lost = await connected(gateway), await connected(gateway)
+    look.execute("UPDATE fleet SET updated_at = now() - interval '4 minutes'")
+    look.execute("DELETE FROM fleet WHERE session_id = %s", (lost.session_id,))
+    before = look.execute("SELECT snapshot FROM fleet").fetchall()
+
+    gateway.touch(known.session_id)
+    gateway.touch(lost.session_id)
+    flushed = await gateway.flush()
+    fleet.sweep()
+
+    assert flushed.missing == [lost.session_id]
+    assert look.execute("SELECT snapshot FROM fleet").fetchall() == before
+    assert (await gateway.flush()).missing == []
+
+
+async def test_a_machine_that_left_since_it_was_touched_is_not_missed(gateway: GatewayFleet) -> None:
+    one = await connected(gateway)
+    gateway.touch(one.session_id)
+    await gateway.withdraw(one.session_id)
+    assert (await gateway.flush()).missing == []
+
+
 def _facts(one: Snapshot) -> dict[str, Any]:
     return {name: getattr(one, name) for name in ("session_id", "machine_id", "capacity", "challenge_passed_at")}
