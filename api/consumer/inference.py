@@ -501,13 +501,14 @@ class Inference:
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> None:
         """What a gateway failed is held against nobody: neither against its machine nor against the request, which may
         still queue up."""
-        from_the_request = not failed.retry and failed.status < 500
-        if from_the_request or assigned.machine.gateway_id not in self._tools.unreachable():
-            self._may_wait = False
-            if not from_the_request:
-                self._observe(assigned, "job_failed")
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
+        from_the_request = not failed.retry and failed.status < 500
+        if not from_the_request and assigned.machine.gateway_id in self._tools.unreachable():
+            return
+        self._may_wait = False
         self._excluded.append(assigned.machine.session_id)
+        if not from_the_request:
+            self._observe(assigned, "job_failed")
 
     def _observe(self, assigned: Assigned, kind: ObservationKind, amount: float = 0.0) -> None:
         self._tools.observe(assigned.machine.machine_id, Observation(kind, time.time(), amount))

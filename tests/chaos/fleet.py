@@ -238,8 +238,10 @@ class Market:
         if self.books.value(seated, far) != 2:
             for name in ("agent-1", "agent-2"):
                 self.running.pop(name).terminate()
+                eventually(lambda: self.routable() == 1, "the other agent to be alone")
                 self.start(name)
-        eventually(lambda: self.books.value(seated, far) == 2, "both machines at the far gateway", HEAL_SECONDS_MAX)
+                eventually(lambda: self.routable() == 2, "both machines to be routable")
+        assert self.books.value(seated, far) == 2
 
     def client(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key.secret}"}

@@ -123,7 +123,7 @@ class TestFailover:
     def test_a_gateway_out_of_reach_is_not_held_against_its_machines(self) -> None:
         race = raced(Race(((0.1, "lost"),), GOOD, unreachable=["gateway"]))
         assert race.observed == [("machine-2", "job_done")]
-        assert race.asked_for[1].excluded == ("session-1",)
+        assert race.asked_for[1].excluded == ()
 
     def test_every_search_passes_over_gateways_that_are_out_of_reach(self) -> None:
         race = raced(Race(((0.1, "lost"),), GOOD, unreachable=["gateway"]))
