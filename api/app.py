@@ -42,10 +42,11 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def make_app(lifespan: Lifespan, *, development: bool, origins: Sequence[str]) -> FastAPI:
     app = FastAPI(title="Darkbloom", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    dialects = (chat, responses, completions, messages)
-    media = (embeddings, images, transcriptions)
+    # What is asked most reads its own body and nothing else of the request, so FastAPI has nothing to do for it.
+    for busy in (chat, responses, completions, messages, embeddings):
+        app.router.routes.extend(busy.ROUTES)
     offers = (models, pricing, encryption_key)
-    consumers = (*dialects, *media, files, batches, *offers, keys, payments, generations, invites)
+    consumers = (images, transcriptions, files, batches, *offers, keys, payments, generations, invites)
     identity = (sign_in_routes, device_routes, link_page, invite_codes)
     parts = (*consumers, *identity, transparency, standing, health, openapi, internal, relay, dead_letters, socket)
     for router in (*(part.router for part in parts), *AUDITORS):

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,8 +78,11 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._add_headers(MutableHeaders(scope=message), headers, request_id)
-                MutableHeaders(scope=message).update(more)
+                message["headers"] = [*message["headers"], *self._headers(headers, request_id)]
+                if self._leaving():
+                    more["connection"] = "close"  # in the place of what an answer says of it
+                if more:
+                    MutableHeaders(scope=message).update(more)
             await send(message)
 
         try:
@@ -105,23 +108,27 @@ class Edge:
                 request_id,
             )
 
-    def _add_headers(self, answer: MutableHeaders, request: Headers, request_id: str) -> None:
-        answer["X-Request-ID"] = request_id
-        answer["request-id"] = request_id
+    def _headers(self, request: Headers, request_id: str) -> Iterator[tuple[bytes, bytes]]:
+        """What every answer carries besides its own."""
+        raw_id = request_id.encode("latin-1")
+        yield b"x-request-id", raw_id
+        yield b"request-id", raw_id
         if self._development:
-            answer["X-Darkbloom-Mode"] = "development"
-        if self._leaving():
-            answer["Connection"] = "close"
-        origin = request.get("origin")
+            yield b"x-darkbloom-mode", b"development"
         if self._origins:
-            answer.add_vary_header("Origin")
+            yield b"vary", b"Origin"
+            yield from self._cors_headers(request)
+
+    def _cors_headers(self, request: Headers) -> Iterator[tuple[bytes, bytes]]:
+        origin = request.get("origin")
         if origin in self._origins:
-            answer["Access-Control-Allow-Origin"] = origin
-            answer["Access-Control-Allow-Credentials"] = "true"
-            answer["Access-Control-Allow-Methods"] = _ALLOWED_METHODS
-            answer["Access-Control-Allow-Headers"] = ", ".join((_ALLOWED_HEADERS, *_stainless(request)))
-            answer["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-            answer["Access-Control-Max-Age"] = "600"
+            yield b"access-control-allow-origin", origin.encode("latin-1")
+            yield b"access-control-allow-credentials", b"true"
+            yield b"access-control-allow-methods", _ALLOWED_METHODS.encode()
+            allowed = ", ".join((_ALLOWED_HEADERS, *_stainless(request)))
+            yield b"access-control-allow-headers", allowed.encode("latin-1")
+            yield b"access-control-expose-headers", EXPOSED_HEADERS.encode()
+            yield b"access-control-max-age", b"600"
 
 
 def _printable(path: str) -> str:

@@ -126,13 +126,30 @@ class Inbox:
         if not self._items:
             if timeout_seconds <= 0:
                 raise TimeoutError
-            async with asyncio.timeout(timeout_seconds):
-                while not self._items:  # a wake may be for output that was dropped
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
+            await self._wait(timeout_seconds)
         item = self._items.popleft()
         self._buffered_bytes -= _size_of(item)
         return item
+
+    async def _wait(self, timeout_seconds: float) -> None:
+        """A timer of one's own costs a fraction of asyncio's scope, and every request comes here several times."""
+        loop = asyncio.get_running_loop()
+        over = False
+
+        def time_is_up() -> None:
+            nonlocal over
+            over = True
+            self._wake_reader()
+
+        timer = loop.call_later(timeout_seconds, time_is_up)
+        try:
+            while not self._items:  # a wake may be for output that was dropped
+                if over:
+                    raise TimeoutError
+                self._wake = loop.create_future()
+                await self._wake
+        finally:
+            timer.cancel()
 
     def ready_output(self, job_id: str) -> InferenceResponseChunk | None:
         """The next item, if it is here already and output of this job."""

@@ -21,12 +21,14 @@ R = TypeVar("R")
 
 
 class UsageRow(NamedTuple):
-    """One settled request. ``unit`` is empty where only tokens are metered."""
+    """One settled request. ``cached_tokens`` are a part of the prompt's; ``unit`` is empty where only tokens are
+    metered."""
 
     job_id: UUID
     model: str
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
     unit: str
     units: int
     cost_micro_usd: int

@@ -28,7 +28,14 @@ MACHINES = 200
 MODELS = tuple(f"acme/model-{number}-8bit" for number in range(6))
 BEGINNING = datetime(2026, 5, 1, tzinfo=UTC)
 SECONDS_PER_CYCLE = 0.5
-QUOTE = Quote(input_price=50_000, output_price=200_000, source="default", book_version=1, minimum_charge=100)
+QUOTE = Quote(
+    input_price=50_000,
+    output_price=200_000,
+    cache_read_price=25_000,
+    source="default",
+    book_version=1,
+    minimum_charge=100,
+)
 GATEWAY_ID = "9d0c7a3e-0000-4000-8000-000000000001"
 
 COPY = """
@@ -136,6 +143,7 @@ class _Books:
             prompt_tokens=prompt,
             completion_tokens=output,
             units=0,
+            cached_tokens=0,
         )
         yield self.event(
             RequestSettled,
@@ -153,6 +161,7 @@ class _Books:
             completion_tokens=output,
             unit="",
             units=0,
+            cached_tokens=0,
             reserved=reserved,
             raw_cost=cost,
             cost=cost,

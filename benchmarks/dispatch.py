@@ -46,6 +46,7 @@ from benchmarks.fake_machines import MODEL
 from benchmarks.notices import NoticeCounter
 from benchmarks.processes import cpu_seconds, darkbloomd_output, start, url_of
 from benchmarks.routing import machine
+from benchmarks.yardsticks import yardsticks
 from domain.dispatch import DispatchJob
 from domain.ledger import Admit, GrantCredit
 from domain.pricing import Quote
@@ -54,7 +55,14 @@ from projections.open_requests import OpenRequests
 from projections.usage import UsageEntries
 
 BROKER_URL = "amqp://guest:guest@127.0.0.1:5672/"
-QUOTE = Quote(input_price=50_000, output_price=200_000, source="default", book_version=1, minimum_charge=100)
+QUOTE = Quote(
+    input_price=50_000,
+    output_price=200_000,
+    cache_read_price=25_000,
+    source="default",
+    book_version=1,
+    minimum_charge=100,
+)
 PARTS = ("embedded", "rabbitmq", "jobs", "heartbeats")
 JOB_FIGURES = ("jobs_per_second_1_worker", "jobs_per_second_2_workers")
 JOB_MACHINES = 200
@@ -227,7 +235,8 @@ def _heartbeat_core_share(folder: Path, server_dsn: str, broker_url: str, machin
 
 
 def _measure(options: argparse.Namespace, folder: Path, server_dsn: str) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {}
+    with scratch_database(server_dsn) as dsn:
+        figures: dict[str, float | None] = {**yardsticks(dsn)}
     if "embedded" in options.parts:
         figures |= _embedded(folder, server_dsn, options.requests)
     with scratch_vhost(options.broker_url) as broker_url:

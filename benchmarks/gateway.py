@@ -31,6 +31,7 @@ from benchmarks import load
 from benchmarks.databases import arguments, scratch_database, server, show
 from benchmarks.fake_machines import HOLD_OPEN, MODEL
 from benchmarks.processes import darkbloomd_output, free_port, resident_bytes, start, url_of
+from benchmarks.yardsticks import yardsticks
 
 PATH = "/v1/chat/completions"
 CLIENTS = (1, 8, 32)
@@ -150,6 +151,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkbloom-bench-")))
         litellm = _litellm(folder, options.seconds)
         dsn = stack.enter_context(scratch_database(stack.enter_context(server(options.database_url))))
+        figures: dict[str, float | None] = {**yardsticks(dsn)}
         key = darkbloomd_output(dsn, "keys", "create", "--credit", "10000")
         bare = start(stack, folder, "bare", "benchmarks.bare_app")
         words = ("up", "--port", "0", "--data-dir", str(folder / "data"))
@@ -157,7 +159,7 @@ def main() -> None:
         url, bare_url = url_of(coordinator), url_of(bare)
         machine = start(stack, folder, "machine", "benchmarks.fake_machines", url, "--slots", str(SLOTS))
         machine.first_line()
-        figures: dict[str, float | None] = {**uvloop.run(_measure(url, bare_url, key, coordinator, options))}
+        figures |= uvloop.run(_measure(url, bare_url, key, coordinator, options))
         more = ("--machines", str(options.open_streams // SLOTS + 1), "--slots", str(SLOTS))
         start(stack, folder, "machines", "benchmarks.fake_machines", url, *more).first_line()
         figures |= uvloop.run(_open_streams(url, key, coordinator, options.open_streams))

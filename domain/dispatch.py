@@ -53,6 +53,7 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True):
     completion_bound: int
     claimed_units: int = 0
     units_bound: int = 0
+    claimed_cached_tokens: int = 0
     failures: tuple[JobFailure, ...] = ()
 
 

@@ -89,11 +89,12 @@ class Operation(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
 
 
 class Used(NamedTuple):
-    """What a request is charged for; ``units`` are of its quote's unit."""
+    """What a request is charged for; ``units`` are of its quote's unit, ``cached_tokens`` a part of the prompt's."""
 
     prompt_tokens: int
     completion_tokens: int
     units: int
+    cached_tokens: int
 
 
 class Balance(NamedTuple):
@@ -285,7 +286,8 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     """Turn a completion into money: capture the cost, return the rest of the hold, pay the provider.
 
     The machine's counts are claims: they are bounded by the admission and by ``completion_bound`` and ``units_bound``,
-    which follow from what was relayed. ``failures`` are the other attempts. Returns the request's end, which is the
+    which follow from what was relayed. What it says of its memory has no other bound than the prompt, because it can
+    only lower the price. ``failures`` are the other attempts. Returns the request's end, which is the
     first one whatever comes later.
     """
 
@@ -297,6 +299,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
     completion_bound: int
     claimed_units: int = 0
     units_bound: int = 0
+    claimed_cached_tokens: int = 0
     failures: tuple[JobFailure, ...] = ()
     fee_percent: int = 0
 
@@ -310,8 +313,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
         admission, job = request.admission, request.jobs.get(self.job_id)
         if admission is None or admission.account_id != self.account_id or job is None or self.job_id in request.failed:
             raise UnknownRequest("There is no such attempt, or it was given up; its late result changes nothing.")
-        claimed = (self.claimed_prompt_tokens, self.claimed_completion_tokens, self.claimed_units)
-        if min(*claimed, self.completion_bound, self.units_bound) < 0:
+        if min(*self._claimed, self.completion_bound, self.units_bound) < 0:
             raise Conflict("what is counted is never below zero")
         if any(failure.job_id == self.job_id for failure in self.failures):
             raise Conflict("an attempt that failed is not paid")
@@ -326,13 +328,23 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
             key_budgets.capture(unit, budget, settled.request_id, settled.cost)
         return settled
 
+    @property
+    def _claimed(self) -> Used:
+        return Used(
+            self.claimed_prompt_tokens,
+            self.claimed_completion_tokens,
+            self.claimed_units,
+            self.claimed_cached_tokens,
+        )
+
     def _record_completion(
         self, unit: Unit, request: InferenceRequest, admission: RequestAdmitted, job: JobDispatched
     ) -> Used:
         completion_bound = min(self.completion_bound, admission.output_bound)
         units_bound = min(self.units_bound, admission.units_bound)
-        claimed = Used(self.claimed_prompt_tokens, self.claimed_completion_tokens, self.claimed_units)
-        used = Used(*map(min, claimed, (admission.prompt_bound, completion_bound, units_bound)))
+        claimed = self._claimed
+        prompt_tokens = min(claimed.prompt_tokens, admission.prompt_bound)
+        used = Used(*map(min, claimed, (prompt_tokens, completion_bound, units_bound, prompt_tokens)))
         if used != claimed:
             unit.record(
                 request,
@@ -342,6 +354,7 @@ class Settle(Operation[RequestSettled | RequestReleased], frozen=True, kw_only=T
                 claimed_prompt_tokens=self.claimed_prompt_tokens,
                 claimed_completion_tokens=self.claimed_completion_tokens,
                 claimed_units=self.claimed_units,
+                claimed_cached_tokens=self.claimed_cached_tokens,
                 prompt_bound=admission.prompt_bound,
                 completion_bound=completion_bound,
                 units_bound=units_bound,

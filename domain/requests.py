@@ -35,7 +35,7 @@ class RequestAdmitted(DomainEvent, frozen=True, kw_only=True):
     quote's unit; ``reserved`` is their price."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.RequestAdmitted"
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     request_id: str
     account_id: str
     key_id: str
@@ -58,7 +58,7 @@ class JobDispatched(DomainEvent, frozen=True, kw_only=True):
     """``provider_key`` is the X25519 key that the attempt is sealed to."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobDispatched"
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     job_id: str
     attempt: int
     provider_id: str
@@ -82,26 +82,30 @@ class JobFailed(DomainEvent, frozen=True, kw_only=True):
 
 
 class JobCompleted(DomainEvent, frozen=True, kw_only=True):
-    """The usage that is charged. No hash of the answer is kept: whoever guesses an answer could confirm it."""
+    """The usage that is charged; ``cached_tokens`` are those of the prompt that the machine remembered. No hash of the
+    answer is kept: whoever guesses an answer could confirm it."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.JobCompleted"
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     job_id: str
     prompt_tokens: int
     completion_tokens: int
     units: int
+    cached_tokens: int
 
 
 class UsageClaimClamped(DomainEvent, frozen=True, kw_only=True):
-    """The machine claimed more than what passed can hold. The bounds were charged."""
+    """The machine claimed more than what passed can hold. The bounds were charged; of the prompt tokens that are
+    charged no more than all can have been remembered."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.UsageClaimClamped"
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     job_id: str
     machine_id: str
     claimed_prompt_tokens: int
     claimed_completion_tokens: int
     claimed_units: int
+    claimed_cached_tokens: int
     prompt_bound: int
     completion_bound: int
     units_bound: int
@@ -109,10 +113,11 @@ class UsageClaimClamped(DomainEvent, frozen=True, kw_only=True):
 
 class RequestSettled(DomainEvent, frozen=True, kw_only=True):
     """The end that costs something. ``raw_cost`` is the quote's price, ``cost`` what was captured. ``units`` is the
-    charged amount of ``unit``, which is empty when only tokens are metered."""
+    charged amount of ``unit``, which is empty when only tokens are metered; ``cached_tokens`` are those of the prompt
+    that were charged as remembered."""
 
     TOPIC: ClassVar[str] = "InferenceRequest.RequestSettled"
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
     request_id: str
     account_id: str
     model: str
@@ -124,6 +129,7 @@ class RequestSettled(DomainEvent, frozen=True, kw_only=True):
     completion_tokens: int
     unit: str
     units: int
+    cached_tokens: int
     reserved: int
     raw_cost: int
     cost: int

@@ -38,6 +38,21 @@ def _request_settled_2(payload: dict[str, Any]) -> dict[str, Any]:
     return {**payload, "unit": "", "units": 0}
 
 
+def _with_a_price_to_remember(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 of what holds a quote says what remembered prompt tokens cost. Before, they cost what others did."""
+    quote = payload["quote"]
+    return {**payload, "quote": {**quote, "cache_read_price": quote["input_price"]}}
+
+
+def _with_nothing_remembered(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 of what counts tokens says how many of the prompt's were remembered, which was not recorded before."""
+    return {**payload, "cached_tokens": 0}
+
+
+def _usage_claim_clamped_3(payload: dict[str, Any]) -> dict[str, Any]:
+    return {**payload, "claimed_cached_tokens": 0}
+
+
 UPCASTS: Mapping[tuple[str, int], Upcast] = {
     ("ProviderMachine.MachineRegistered", 1): _machine_registered_2,
     ("InferenceRequest.RequestAdmitted", 1): _request_admitted_2,
@@ -45,5 +60,10 @@ UPCASTS: Mapping[tuple[str, int], Upcast] = {
     ("InferenceRequest.JobCompleted", 1): _job_completed_2,
     ("InferenceRequest.UsageClaimClamped", 1): _usage_claim_clamped_2,
     ("InferenceRequest.RequestSettled", 1): _request_settled_2,
+    ("InferenceRequest.RequestAdmitted", 2): _with_a_price_to_remember,
+    ("InferenceRequest.JobDispatched", 2): _with_a_price_to_remember,
+    ("InferenceRequest.JobCompleted", 2): _with_nothing_remembered,
+    ("InferenceRequest.UsageClaimClamped", 2): _usage_claim_clamped_3,
+    ("InferenceRequest.RequestSettled", 2): _with_nothing_remembered,
 }
 """(topic, version) to the function that turns that version's payload into the next one's."""

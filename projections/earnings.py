@@ -12,16 +12,17 @@ from projections.projection import copy_rows
 
 COPY = """
 COPY provider_earnings (job_id, account_id, machine_id, provider_key, model, amount_micro_usd, prompt_tokens,
-                        completion_tokens, settled_at, position) FROM STDIN (FORMAT BINARY)
+                        completion_tokens, cached_tokens, settled_at, position) FROM STDIN (FORMAT BINARY)
 """
-TYPES = ("uuid", "text", "text", "text", "text", "int8", "int8", "int8", "timestamptz", "int8")
+TYPES = ("uuid", "text", "text", "text", "text", "int8", "int8", "int8", "int8", "timestamptz", "int8")
 
 TOTAL_OF_MACHINE = """
 SELECT coalesce(sum(amount_micro_usd), 0)::bigint, count(*) FROM provider_earnings WHERE machine_id = %s
 """
 
 OF_ACCOUNT = """
-SELECT job_id, machine_id, provider_key, model, amount_micro_usd, prompt_tokens, completion_tokens, settled_at, position
+SELECT job_id, machine_id, provider_key, model, amount_micro_usd, prompt_tokens, completion_tokens, cached_tokens,
+       settled_at, position
 FROM provider_earnings WHERE account_id = %s AND position < %s ORDER BY position DESC LIMIT %s
 """
 """What an account earned, newest first, from before a position."""
@@ -43,6 +44,7 @@ class Earnings:
                 event.provider_amount,
                 event.prompt_tokens,
                 event.completion_tokens,
+                event.cached_tokens,
                 event.timestamp,
                 position,
             )

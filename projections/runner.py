@@ -24,7 +24,7 @@ PAGE_EVENTS = 5_000
 IDLE_SECONDS = 0.25
 """How long to wait for a notification before looking at the log anyway."""
 
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 """How long to let events gather between two passes, so that a busy log is read in pages and not one by one."""
 
 PAUSE_SECONDS_MIN = 1.0

@@ -36,7 +36,7 @@ LISTEN_WISHES = "LISTEN checkpoint"
 IDLE_SECONDS = 0.25
 """How long to wait for a notification before looking at the log anyway."""
 
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 """How long to let events gather between two pages, so that a busy log is read in pages and not one by one."""
 
 WISH_SECONDS_MIN = 1.0

@@ -13,27 +13,28 @@ from projections.projection import copy_rows
 
 INSERT = """
 INSERT INTO usage_entries
-    (job_id, account_id, model, prompt_tokens, completion_tokens, unit, units, cost_micro_usd, settled_at, position)
-SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[],
-                     %s::bigint[], %s::timestamptz[], %s::bigint[])
+    (job_id, account_id, model, prompt_tokens, completion_tokens, cached_tokens, unit, units, cost_micro_usd,
+     settled_at, position)
+SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[],
+                     %s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[])
 ON CONFLICT (job_id) DO NOTHING
 """
 
 COPY = """
-COPY usage_entries (job_id, account_id, model, prompt_tokens, completion_tokens, unit, units, cost_micro_usd,
-                    settled_at, position) FROM STDIN (FORMAT BINARY)
+COPY usage_entries (job_id, account_id, model, prompt_tokens, completion_tokens, cached_tokens, unit, units,
+                    cost_micro_usd, settled_at, position) FROM STDIN (FORMAT BINARY)
 """
-TYPES = ("uuid", "text", "text", "int8", "int8", "text", "int8", "int8", "timestamptz", "int8")
+TYPES = ("uuid", "text", "text", "int8", "int8", "int8", "text", "int8", "int8", "timestamptz", "int8")
 
 USAGE_PAGE = """
-SELECT job_id, model, prompt_tokens, completion_tokens, unit, units, cost_micro_usd, settled_at, position
+SELECT job_id, model, prompt_tokens, completion_tokens, cached_tokens, unit, units, cost_micro_usd, settled_at, position
 FROM usage_entries
 WHERE account_id = %s AND position < %s ORDER BY position DESC LIMIT %s
 """
 """An account's usage, newest first, from before a position."""
 
 USAGE_OF = """
-SELECT job_id, model, prompt_tokens, completion_tokens, unit, units, cost_micro_usd, settled_at, position
+SELECT job_id, model, prompt_tokens, completion_tokens, cached_tokens, unit, units, cost_micro_usd, settled_at, position
 FROM usage_entries
 WHERE job_id = %s AND account_id = %s
 """
@@ -69,6 +70,7 @@ def _rows(settled: Iterable[tuple[int, RequestSettled]]) -> list[tuple[Any, ...]
             event.model,
             event.prompt_tokens,
             event.completion_tokens,
+            event.cached_tokens,
             event.unit,
             event.units,
             event.cost,

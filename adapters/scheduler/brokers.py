@@ -14,10 +14,13 @@ from queue import Empty, Full, Queue
 from typing import Any, Protocol
 
 import dramatiq
+import msgspec
 import pika
 import pika.exceptions
-from dramatiq import Broker, Message
+from dramatiq import Broker, Encoder, Message
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.encoder import MessageData
+from dramatiq.errors import DecodeError
 from dramatiq.middleware import AgeLimit, Middleware, ShutdownNotifications, TimeLimit
 
 from adapters.scheduler.embedded import EmbeddedBroker, QueueIsFull
@@ -52,8 +55,21 @@ class BrokerUnreachable(BrokerUnusable):
     """RabbitMQ does not answer; check DARKBLOOM_BROKER_URL and that the server runs."""
 
 
+class FastJson(Encoder):
+    """Dramatiq's own format, several times as fast."""
+
+    def encode(self, data: MessageData) -> bytes:
+        return msgspec.json.encode(data)
+
+    def decode(self, data: bytes) -> MessageData:
+        try:
+            return msgspec.json.decode(data, type=MessageData)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DecodeError("a message is not JSON", None, error) from None  # type: ignore[no-untyped-call]
+
+
 def make_broker(url: str) -> Broker:
-    """The embedded broker for an empty URL, else RabbitMQ; set as Dramatiq's global one.
+    """The embedded broker for an empty URL, else RabbitMQ; set as Dramatiq's global one, with its encoder.
 
     Publishes are confirmed by RabbitMQ, because without that a lost node loses messages that were acknowledged to us.
 
@@ -70,6 +86,7 @@ def make_broker(url: str) -> Broker:
     for queue in QUEUES:
         broker.declare_queue(queue)
     dramatiq.set_broker(broker)
+    dramatiq.set_encoder(FastJson())
     return broker
 
 

@@ -10,17 +10,28 @@ from uuid import UUID
 import msgspec
 
 from adapters.scheduler.fleet import SchedulerFleet, Supply
+from adapters.scheduler.recent import RecentCandidates, kind_of
 from domain.routing import Candidate, Choice, Demand, Policy, choose, could_fit
 
 
 class Decision:
-    """``relayed`` says that gateways carry requests for each other, so that the machines of all are candidates."""
+    """``relayed`` says that gateways carry requests for each other, so that the machines of all are candidates;
+    ``reuse_seconds`` for how long what the index said is used again."""
 
-    def __init__(self, fleet: SchedulerFleet, policy: Policy, random: Random, *, relayed: bool = False) -> None:
+    def __init__(
+        self,
+        fleet: SchedulerFleet,
+        policy: Policy,
+        random: Random,
+        *,
+        relayed: bool = False,
+        reuse_seconds: float = 0.0,
+    ) -> None:
         self._fleet = fleet
         self._policy = policy
         self._random = random
         self._relayed = relayed
+        self._recent = RecentCandidates(reuse_seconds)
 
     def choose(self, demand: Demand, gateway_id: UUID, *, passed_over: Collection[str] = ()) -> Choice | None:
         """The best machine for a request of a gateway, or None. A machine that was put aside is only chosen when no
@@ -35,7 +46,13 @@ class Decision:
 
         choice = best(machines(asked.preferred_account)) if asked.preferred_account else None
         if choice is None and not (asked.allowed or asked.only_account):
+            kind = kind_of(demand, reachable)
+            if not (passed_over or demand.excluded):  # after a failure nothing but the present counts
+                choice = best(self._recent.of(kind))
+                if choice is not None:
+                    return choice
             narrowed = self._fleet.cheapest(demand, self._policy, reachable)
+            self._recent.keep(kind, narrowed.candidates)
             choice = best(narrowed.candidates)
             if choice is not None or (narrowed.complete and not self._nobody_is_healthy(demand, gateway_id)):
                 return choice
@@ -45,6 +62,10 @@ class Decision:
             if choice is None and self._nobody_is_healthy(demand, gateway_id):
                 choice = best(everybody, msgspec.structs.replace(demand, nobody_else=True))
         return choice
+
+    def count_claim(self, session_id: str, model: str, output_tokens: int) -> None:
+        """A slot was taken of a machine that was chosen."""
+        self._recent.count_claim(session_id, model, output_tokens)
 
     def supply(self, demand: Demand, gateway_id: UUID) -> Supply:
         """What serves a request of a gateway, busy or not."""

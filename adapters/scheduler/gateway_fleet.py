@@ -34,6 +34,10 @@ from domain.routing import (
 from domain.routing.facts import NEUTRAL
 
 TICK_SECONDS = 1.0
+
+GIVE_BACK_SECONDS = 0.01
+"""Slots that come free within this time of the last ones go together. Nobody waits for it while few requests come."""
+
 ANNOUNCED_AT_ONCE_MAX = 1_000
 
 _snapshot = msgspec.json.Decoder(Snapshot)
@@ -99,6 +103,7 @@ class GatewayFleet:
         self._urgent = asyncio.Event()
         self._leaving: list[tuple[UUID, int]] = []
         self._giving_back = asyncio.Lock()
+        self._gave_back_at = 0.0
 
     # --- machines ------------------------------------------------------------------------------------------------
 
@@ -239,14 +244,17 @@ class GatewayFleet:
     async def release(self, request_id: UUID, attempt: int) -> list[DispatchJob]:
         """Give an attempt's slot back; returns requests that may take it. Doing it twice does nothing.
 
-        Slots that come while others are given back go together in the next statement, and one of those who gave them
-        back gets all the requests that they woke.
+        Slots that come while others are given back, or right after, go together in the next statement, and one of
+        those who gave them back gets all the requests that they woke.
         """
         self._leaving.append((request_id, attempt))
         async with self._giving_back:
-            leaving, self._leaving = self._leaving, []
-            if not leaving:  # somebody before took this one along
+            if not self._leaving:  # somebody before took this one along
                 return []
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(self._gave_back_at + GIVE_BACK_SECONDS - loop.time())
+            leaving, self._leaving = self._leaving, []
+            self._gave_back_at = loop.time()
             try:
                 return await self._give_back(leaving)
             except asyncio.CancelledError:

@@ -39,6 +39,11 @@ from domain.routing import (
 log = logging.getLogger(__name__)
 
 CLAIM_TRIES_MAX = 16
+
+REUSE_SECONDS = 0.05
+"""For how long a scheduler uses what the index of machines said again. Machines report every five seconds, so it is
+hardly older for that."""
+
 SWEEP_REQUESTS_MAX = 1_000
 
 
@@ -68,7 +73,7 @@ class Scheduler:
         self._claim_seconds = claim_seconds
         self._lease_grace_seconds = lease_grace_seconds
         self._policy = policy
-        self._decision = Decision(self.fleet, policy, random, relayed=relayed)
+        self._decision = Decision(self.fleet, policy, random, relayed=relayed, reuse_seconds=REUSE_SECONDS)
 
     # --- dispatch ------------------------------------------------------------------------------------------------
 
@@ -105,6 +110,7 @@ class Scheduler:
             try:
                 alone = job.background or self._is_probe(choice)
                 if self.fleet.claim(job, session_id, seconds=self._claim_seconds, alone=alone):
+                    self._decision.count_claim(session_id, job.model, job.output_tokens)
                     self._explain(job, choice)
                     return choice.candidate
             except AttemptHasSlot:
@@ -272,6 +278,7 @@ def settlement_of(job: SettleJob, fee_percent: int) -> ledger.Settle:
         claimed_completion_tokens=job.claimed_completion_tokens,
         claimed_units=job.claimed_units,
         units_bound=job.units_bound,
+        claimed_cached_tokens=job.claimed_cached_tokens,
         completion_bound=job.completion_bound,
         failures=job.failures,
         fee_percent=fee_percent,

@@ -257,7 +257,7 @@ class BatchRun:
         if line.draft is None:
             await work.finish(line, refused(request.custom_id, request_id, InternalError()), failed=True)
             return
-        usage = Usage(end.prompt_tokens, end.completion_tokens)
+        usage = Usage(end.prompt_tokens, end.completion_tokens, cached_tokens=end.cached_tokens)
         body = _rendered(READERS[work.endpoint](request.body), _decode(line.draft), Finished(usage, "", "", end.cost))
         await work.finish(line, answered(request.custom_id, request_id, body), failed=False)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from api.consumer.responses import read_conversation
 from api.consumer.serving import serve
 
-router = APIRouter()
 
-
-@router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     return await serve(request, read_conversation)
+
+
+ROUTES = (Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),)

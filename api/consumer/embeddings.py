@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from api.consumer.admission import Bounds
 from api.consumer.answers import Made, ReadText, Whole
@@ -24,12 +25,12 @@ from api.consumer.serving import serve
 from domain.catalog import CatalogModel
 from domain.kinds import EMBEDDING, ModelKind
 
-router = APIRouter()
 
-
-@router.post("/v1/embeddings")
 async def create_embeddings(request: Request) -> Response:
     return await serve(request, read_embeddings)
+
+
+ROUTES = (Route("/v1/embeddings", create_embeddings, methods=["POST"]),)
 
 
 def read_embeddings(body: dict[str, Any]) -> EmbeddingsCall:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.consumer.auth import authenticate
-from api.consumer.payments import rfc3339, units_of
+from api.consumer.payments import particulars_of, rfc3339
 from api.coordinator import Coordinator
 from domain.errors import NotFound
 from domain.money import format_usd
@@ -36,7 +36,7 @@ async def get_generation(request: Request, generation_id: str) -> Response:
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
         "total_tokens": row.prompt_tokens + row.completion_tokens,
-        **units_of(row),
+        **particulars_of(row),
         "cost_micro_usd": row.cost_micro_usd,
         "cost_usd": format_usd(row.cost_micro_usd),
         "settled_at": rfc3339(row.settled_at),

@@ -573,6 +573,7 @@ class Inference:
             completion_bound=attempt.delivered.completion_bound(),
             claimed_units=claimed.units,
             units_bound=attempt.delivered.units,
+            claimed_cached_tokens=claimed.cached_tokens,
             failures=tuple(self._failures),
         )
         settled = await self._ending.end(job)

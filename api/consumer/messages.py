@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from api.consumer.auth import authenticate
 from api.consumer.body import read_json_object
@@ -13,15 +14,11 @@ from api.consumer.messages_request import parse_messages
 from api.consumer.serving import model_of, serve
 from api.coordinator import Coordinator
 
-router = APIRouter()
 
-
-@router.post("/v1/messages")
 async def create_message(request: Request) -> Response:
     return await serve(request, read_messages)
 
 
-@router.post("/v1/messages/count_tokens")
 async def count_tokens(request: Request) -> Response:
     """The estimate that routing uses too; free, and no machine is asked."""
     coordinator: Coordinator = request.app.state.coordinator
@@ -30,3 +27,9 @@ async def count_tokens(request: Request) -> Response:
     chat = parse_messages(await read_json_object(request, coordinator.settings.inference_body_bytes_max)).chat
     await model_of(chat.model, coordinator)
     return Response(msgspec.json.encode({"input_tokens": chat.prompt_estimate}), media_type="application/json")
+
+
+ROUTES = (
+    Route("/v1/messages", create_message, methods=["POST"]),
+    Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+)

@@ -114,6 +114,7 @@ def _catalog_entry(model: CatalogModel) -> dict[str, Any]:
         "architecture": model.architecture,
         "description": model.description,
         "min_ram_gb": model.min_ram_gb,
+        "pricing": _pricing(quote_for(model.id, model.kind)),
         "active": True,
         "weight_hash": "",
     }
@@ -127,7 +128,11 @@ def _pricing(quote: Quote) -> dict[str, str]:
         case pricing.AUDIO_MS:
             return {"audio_minute": _usd(quote.unit_price)}
         case _:
-            return {"prompt": _per_token(quote.input_price), "completion": _per_token(quote.output_price)}
+            return {
+                "prompt": _per_token(quote.input_price),
+                "completion": _per_token(quote.output_price),
+                "input_cache_read": _per_token(quote.cache_read_price),
+            }
 
 
 def _usd(price_micro_usd: int) -> str:

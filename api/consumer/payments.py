@@ -53,9 +53,10 @@ async def get_usage(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def units_of(row: UsageRow) -> dict[str, str | int]:
-    """What was metered beside tokens, if anything was."""
-    return {"unit": row.unit, "units": row.units} if row.unit else {}
+def particulars_of(row: UsageRow) -> dict[str, str | int]:
+    """What was charged as remembered, and what was metered beside tokens, if anything was."""
+    cached: dict[str, str | int] = {"cached_tokens": row.cached_tokens} if row.cached_tokens else {}
+    return cached | ({"unit": row.unit, "units": row.units} if row.unit else {})
 
 
 def _entry(row: UsageRow) -> dict[str, str | int]:
@@ -65,7 +66,7 @@ def _entry(row: UsageRow) -> dict[str, str | int]:
         "model": row.model,
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
-        **units_of(row),
+        **particulars_of(row),
         "cost_micro_usd": row.cost_micro_usd,
         "timestamp": rfc3339(row.settled_at),
     }

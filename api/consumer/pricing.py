@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.coordinator import Coordinator
-from domain.pricing import AUDIO_MS, BUILT_IN_PRICES, DEFAULT_PRICE, PIXEL, Quote, quote_for
+from domain.pricing import AUDIO_MS, BUILT_IN_PRICES, PIXEL, Quote, quote_for
 
 router = APIRouter()
 
@@ -20,10 +20,10 @@ async def get_pricing(request: Request) -> Response:
     quotes = [(model, quote_for(model)) for model in sorted(BUILT_IN_PRICES)]
     by_tokens = [(model, quote) for model, quote in quotes if not quote.unit]
     prices = {
-        "prices": [{"model": model, **_pair("", quote.input_price, quote.output_price)} for model, quote in by_tokens],
+        "prices": [{"model": model, **_by_token("", quote)} for model, quote in by_tokens],
         "transcription_prices": [_per("minute", model, quote) for model, quote in quotes if quote.unit == AUDIO_MS],
         "image_prices": [_per("image", model, quote) for model, quote in quotes if quote.unit == PIXEL],
-        **_pair("fallback_", DEFAULT_PRICE.input_price, DEFAULT_PRICE.output_price),
+        **_by_token("fallback_", quote_for("")),  # no model's name, so the default price
         "minimum_charge_micro_usd": coordinator.settings.minimum_charge_micro_usd,
     }
     return Response(msgspec.json.encode(prices), media_type="application/json")
@@ -36,13 +36,15 @@ def _per(what: str, model: str, quote: Quote) -> dict[str, Any]:
     return {"model": model, f"price_per_{what}": price, "price_usd": _usd(price), "unit": unit}
 
 
-def _pair(prefix: str, input_price: int, output_price: int) -> dict[str, Any]:
+def _by_token(prefix: str, quote: Quote) -> dict[str, Any]:
     """Micro-USD for a million tokens, and the same for people."""
     return {
-        f"{prefix}input_price": input_price,
-        f"{prefix}output_price": output_price,
-        f"{prefix}input_usd": _usd(input_price),
-        f"{prefix}output_usd": _usd(output_price),
+        f"{prefix}input_price": quote.input_price,
+        f"{prefix}cache_read_price": quote.cache_read_price,
+        f"{prefix}output_price": quote.output_price,
+        f"{prefix}input_usd": _usd(quote.input_price),
+        f"{prefix}cache_read_usd": _usd(quote.cache_read_price),
+        f"{prefix}output_usd": _usd(quote.output_price),
     }
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from api.consumer.chat_rendering import read_chat
 from api.consumer.rendering import Call
 from api.consumer.responses_rendering import read_responses
 from api.consumer.serving import serve
-
-router = APIRouter()
 
 
 def read_conversation(body: dict[str, Any]) -> Call:
@@ -20,6 +19,8 @@ def read_conversation(body: dict[str, Any]) -> Call:
     return read_responses(body) if not body.get("messages") and "input" in body else read_chat(body)
 
 
-@router.post("/v1/responses")
 async def create_response(request: Request) -> Response:
     return await serve(request, read_conversation)
+
+
+ROUTES = (Route("/v1/responses", create_response, methods=["POST"]),)

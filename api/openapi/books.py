@@ -43,6 +43,33 @@ _KEY_MEMBERS: Json = {
     "rpm_limit": nullable(integer(minimum=1)),
     "tpm_limit": nullable(integer(minimum=1)),
 }
+_PRICING = thing({name: text() for name in ("prompt", "completion", "input_cache_read", "image", "audio_minute")})
+_USAGE_ENTRY: Json = {
+    "request_id": text(),
+    "job_id": text(),
+    "model": text(),
+    "prompt_tokens": integer(minimum=0),
+    "completion_tokens": integer(minimum=0),
+    "cost_micro_usd": integer(minimum=0),
+    "timestamp": _MOMENT,
+}
+_GENERATION: Json = {
+    "id": text(),
+    "object": {"enum": ["generation"]},
+    "job_id": text(format="uuid"),
+    "model": text(),
+    "prompt_tokens": integer(minimum=0),
+    "completion_tokens": integer(minimum=0),
+    "total_tokens": integer(minimum=0),
+    "cost_micro_usd": integer(minimum=0),
+    "cost_usd": _DOLLARS,
+    "settled_at": _MOMENT,
+}
+_PARTICULARS: Json = {
+    "cached_tokens": integer("Those of the prompt that were charged as remembered; absent when 0.", minimum=1),
+    "unit": {"enum": ["pixel", "audio_ms"]},
+    "units": integer("What was metered beside tokens; absent when nothing was.", minimum=0),
+}
 
 SCHEMAS: Json = {
     "Model": thing(
@@ -53,7 +80,7 @@ SCHEMAS: Json = {
             "owned_by": text(),
             "display_name": text(),
             "context_length": integer(),
-            "pricing": thing({name: text() for name in ("prompt", "completion", "image", "audio_minute")}),
+            "pricing": _PRICING,
             "trust_level": text(),
         },
         ("id", "object", "created", "owned_by", "display_name", "context_length", "pricing", "trust_level"),
@@ -95,7 +122,11 @@ PATHS: Json = {
         "get": operation(
             "listCatalog",
             "Every model that the network knows.",
-            {"200": json_answer(full(models=array(thing({"id": text()}, ("id",)))), "The catalog.")},
+            {
+                "200": json_answer(
+                    full(models=array(thing({"id": text(), "pricing": _PRICING}, ("id", "pricing")))), "The catalog."
+                )
+            },
             parameters=[_query("type", "Only models of this type, such as text.")],
             public=True,
         )
@@ -133,12 +164,15 @@ PATHS: Json = {
                                 full(
                                     model=text(),
                                     input_price=integer(minimum=0),
+                                    cache_read_price=integer("Of prompt tokens that were remembered.", minimum=0),
                                     output_price=integer(minimum=0),
                                     input_usd=text(),
+                                    cache_read_usd=text(),
                                     output_usd=text(),
                                 )
                             ),
                             "fallback_input_price": integer(),
+                            "fallback_cache_read_price": integer(),
                             "fallback_output_price": integer(),
                             "minimum_charge_micro_usd": integer(),
                         },
@@ -207,17 +241,7 @@ PATHS: Json = {
             {
                 "200": json_answer(
                     full(
-                        usage=array(
-                            full(
-                                request_id=text(),
-                                job_id=text(),
-                                model=text(),
-                                prompt_tokens=integer(minimum=0),
-                                completion_tokens=integer(minimum=0),
-                                cost_micro_usd=integer(minimum=0),
-                                timestamp=_MOMENT,
-                            )
-                        ),
+                        usage=array(thing(_USAGE_ENTRY | _PARTICULARS, _USAGE_ENTRY)),
                         has_more=boolean(),
                         next_cursor=nullable(text()),
                     ),
@@ -234,18 +258,7 @@ PATHS: Json = {
             "What one answer cost, by its id in any dialect or its job's id.",
             {
                 "200": json_answer(
-                    full(
-                        id=text(),
-                        object={"enum": ["generation"]},
-                        job_id=text(format="uuid"),
-                        model=text(),
-                        prompt_tokens=integer(minimum=0),
-                        completion_tokens=integer(minimum=0),
-                        total_tokens=integer(minimum=0),
-                        cost_micro_usd=integer(minimum=0),
-                        cost_usd=_DOLLARS,
-                        settled_at=_MOMENT,
-                    ),
+                    thing(_GENERATION | _PARTICULARS, _GENERATION),
                     "The cost.",
                 )
             }

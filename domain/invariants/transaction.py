@@ -288,11 +288,12 @@ class TransactionCheck:
         ):
             self._say(5, settled.request_id, "a settlement and the capture of its hold differ")
         completed = self._completed.pop(job_id, None)
-        if completed is None or (completed.prompt_tokens, completed.completion_tokens, completed.units) != (
-            settled.prompt_tokens,
-            settled.completion_tokens,
-            settled.units,
-        ):
+        if completed is None or (
+            completed.prompt_tokens,
+            completed.completion_tokens,
+            completed.units,
+            completed.cached_tokens,
+        ) != (settled.prompt_tokens, settled.completion_tokens, settled.units, settled.cached_tokens):
             self._say(6, job_id, "the usage that is charged is not the usage that completed")
         self._close_shares(settled, admission)
         entry, earning = self._entries.pop(f"settle:{job_id}", None), self._earned.pop(job_id, None)
@@ -317,6 +318,8 @@ class TransactionCheck:
             self._say(7, request_id, "the cost is not the price within the hold")
         if settled.free and cost:
             self._say(7, request_id, "a free request costs something")
+        if not 0 <= settled.cached_tokens <= settled.prompt_tokens:
+            self._say(7, request_id, "more of the prompt was remembered than there was")
         if admission is None:
             return
         if (settled.account_id, settled.reserved) != (admission.account_id, admission.reserved):

@@ -23,6 +23,7 @@ GATEWAY = {
     "bare_requests_per_second_32",
     "litellm_requests_per_second_32",
 }
+YARDSTICKS = {"durable_commit_p50_ms", "million_loops_ms"}
 LATENCIES = {f"{way}_p{percent}_ms" for way in ("embedded", "bare_embedded") for percent in (50, 99)}
 WITH_RABBITMQ = {f"{way}_p{percent}_ms" for way in ("rabbitmq", "bare_rabbitmq") for percent in (50, 99)}
 JOBS = {"jobs_per_second_1_worker", "jobs_per_second_2_workers"}
@@ -41,7 +42,7 @@ def test_the_gateway_s(postgres_server: str) -> None:
     sizes = ("--rounds", "1", "--seconds", "0.3", "--words", "20", "--open-streams", "10")
     figures = figures_of("gateway", "--database-url", postgres_server, *sizes)
 
-    assert figures.keys() == GATEWAY
+    assert figures.keys() == GATEWAY | YARDSTICKS
     assert figures.pop("litellm_requests_per_second_32") is None
     assert all(figures[name] > 0 for name in GATEWAY if "per_second" in name and name in figures)
 
@@ -62,7 +63,7 @@ def test_each_part_of_that_of_dispatch(postgres_server: str, part: str, promised
             "dispatch", "--database-url", postgres_server, "--broker-url", broker, "--parts", part, *sizes
         )
 
-    assert figures.keys() == promised
+    assert figures.keys() == promised | YARDSTICKS
     assert all(value > 0 for name, value in figures.items() if not name.startswith("heartbeat"))
 
 
@@ -70,6 +71,8 @@ def test_what_of_it_needs_rabbitmq_is_null_without(postgres_server: str) -> None
     where = ("--database-url", postgres_server, "--broker-url", "amqp://guest:guest@127.0.0.1:9/")
     figures = figures_of("dispatch", *where, "--machines", "3", "--parts", "rabbitmq", "jobs", "heartbeats")
 
+    measured = {name: figures.pop(name) for name in YARDSTICKS}
+    assert all(value > 0 for value in measured.values())
     assert figures == dict.fromkeys(WITH_RABBITMQ | JOBS | {"heartbeat_core_share_3"})
 
 

@@ -168,6 +168,45 @@ async def test_what_an_answer_cost_is_in_its_usage_and_under_its_id(up: Coordina
         assert client_of_another.get(f"/v1/generations/{answer['id']}").status_code == 404
 
 
+MESSAGES = [{"role": "user", "content": "hello " * 200}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/messages", {"messages": MESSAGES}),
+        ("/v1/responses", {"input": MESSAGES}),
+        ("/v1/completions", {"prompt": MESSAGES[0]["content"]}),
+    ],
+)
+async def test_what_a_machine_remembered_of_the_prompt_is_cheaper_in_every_dialect(
+    up: Coordinator, name: str, path: str, body: dict[str, Any]
+) -> None:
+    key, claims = up.books.open_account(5_000_000), iter((0, 600, 1_100))
+
+    async def remember(_: Machine, job: Job) -> None:
+        await job.accept()
+        await job.whole({"message": {"role": "assistant", "content": "Hello again. " * 50}})
+        await job.complete(1_000, 500, cached_tokens=next(claims))
+
+    costs, counted = [], []
+    async with Machine(up.url, remember, model=name).connected(), client_of(up, key) as client:
+        for _ in range(3):
+            answer = (await client.post(path, json=body | {"model": name, "max_tokens": 512})).json()
+            costs.append(answer["usage"]["cost_micro_usd"])
+            generation = (await client.get(f"/v1/generations/{answer['id']}")).json()
+            assert (generation["prompt_tokens"], generation["cost_micro_usd"]) == (1_000, costs[-1])
+            counted.append(generation.get("cached_tokens"))
+        entries = (await client.get("/v1/payments/usage")).json()["usage"]
+    # 1,000 prompt tokens at 50,000 a million, or half of it, and 500 of the answer at 200,000.
+    assert costs == [50 + 100, 20 + 15 + 100, 25 + 100]
+    assert counted == [None, 600, 1_000]
+    assert [entry.get("cached_tokens") for entry in reversed(entries)] == counted
+    assert up.books.balance(key.account_id)[0] == 5_000_000 - sum(costs)
+    up.books.require_balanced()
+
+
 def test_prices_and_the_catalog_are_public(up: Coordinator) -> None:
     with up.client() as client:
         pricing = client.get("/v1/pricing").json()
@@ -183,11 +222,20 @@ def test_prices_and_the_catalog_are_public(up: Coordinator) -> None:
     assert {
         "model": "qwen3.5-27b-claude-opus-8bit",
         "input_price": 100_000,
+        "cache_read_price": 50_000,
         "output_price": 780_000,
         "input_usd": "$0.1000",
+        "cache_read_usd": "$0.0500",
         "output_usd": "$0.7800",
     } in pricing["prices"]
     assert (pricing["fallback_input_usd"], pricing["fallback_output_price"]) == ("$0.0500", 200_000)
+    assert (pricing["fallback_cache_read_price"], pricing["fallback_cache_read_usd"]) == (25_000, "$0.0250")
+    trinity = next(one for one in by_kind["text"] if one["id"].endswith("Trinity-Mini-8bit"))
+    assert trinity["pricing"] == {
+        "prompt": "0.000000023",
+        "completion": "0.000000075",
+        "input_cache_read": "0.0000000115",
+    }
     assert pricing["minimum_charge_micro_usd"] == 100
     assert {
         "model": "flux_2_klein_9b_q8p.ckpt",

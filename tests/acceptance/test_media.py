@@ -122,7 +122,7 @@ class TestEmbeddings:
     def test_the_model_says_what_it_is(self, client: openai.OpenAI) -> None:
         entry = client.models.retrieve(EMBEDDER).model_dump()
         assert entry["model_type"] == entry["metadata"]["model_type"] == "embedding"
-        assert entry["pricing"] == {"prompt": "0.00000001", "completion": "0"}
+        assert entry["pricing"] == {"prompt": "0.00000001", "completion": "0", "input_cache_read": "0.00000001"}
 
 
 @pytest.mark.usefixtures("whisper")

@@ -151,4 +151,7 @@ def test_a_conversation_that_goes_on_is_read_from_the_machines_cache(client: ope
     second = client.chat.completions.create(model=MODEL, messages=more, max_tokens=4, temperature=0)
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
-    assert 0 < (second.usage.prompt_tokens_details.cached_tokens or 0) < second.usage.prompt_tokens
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert 0 < (cached or 0) < second.usage.prompt_tokens
+    generation: Any = client.get(f"/generations/{second.id}", cast_to=object)
+    assert (generation["prompt_tokens"], generation["cached_tokens"]) == (second.usage.prompt_tokens, cached)

@@ -97,7 +97,7 @@ def test_balance_usage_and_open_requests_show_each_write_at_once(writer: LedgerW
     assert wallets(look)[consumer] == (3, 850, 0, 0)
     assert wallets(look)[provider] == (1, 150, 150, 0)
     assert open_requests(look) == {}
-    assert usage(look)[job_id_of(request_id, 1)][:6] == (consumer, 0, 150, "", 0, 150)
+    assert usage(look)[job_id_of(request_id, 1)][:7] == (consumer, 0, 150, 0, "", 0, 150)
     assert_books_are_sound(look)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from contextlib import suppress
 from random import Random
 from uuid import uuid4
 
+import msgspec
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -16,21 +19,25 @@ from psycopg.conninfo import make_conninfo
 from adapters.postgres.writer import LedgerWriter
 from domain.adjusting import ApproveAdjustment, ProposeAdjustment
 from domain.adjustments import REASON_CODES
+from domain.errors import DarkbloomError
 from domain.eventsourced import Actor
+from domain.ledger import Settle
+from domain.requests import RequestSettled
 from projections import diff as diff_module
 from projections import runner as runner_module
 from projections.balances import BalancesReplay
 from projections.diff import Compared, replay_and_compare
+from projections.doctor import examine
 from projections.page import EventNotReadable
 from projections.registry import INLINE, LAGGING, READ_MODELS, UnknownProjection, lagging, replaying
 from projections.runner import ProjectionRunner
 from projections.usage_totals import network_usage
 from tests.support.broken_builds import stores_another_amount
-from tests.support.ledger_commands import account, admit, grant
+from tests.support.ledger_commands import account, admit, dispatch, grant, settle
 from tests.support.ledger_tables import head_of, log_of, wallets
 from tests.support.ledger_waiting import Connection, in_thread
 from tests.support.ledger_writers import running
-from tests.support.random_business import do_business
+from tests.support.random_business import do_business, random_commands
 from tests.support.tampering import past_the_guard
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
@@ -208,6 +215,58 @@ def test_tables_at_different_positions_are_each_compared_at_their_own(
     assert {one.name: one.position for one in compared} == (
         dict.fromkeys(LAGGING, 0) | dict.fromkeys([*INLINE, "journal_lines"], head_of(look)) | {"usage_totals": first}
     )
+
+
+# --- logs of older builds --------------------------------------------------------------------------------------------
+
+SINCE_VERSION_3 = ("cached_tokens", "claimed_cached_tokens")
+
+
+def as_version_2(state: bytes) -> bytes:
+    """An event that holds a quote or counts tokens, as it was stored before remembered tokens had a price."""
+    said = msgspec.json.decode(state)
+    for member in SINCE_VERSION_3:
+        said.pop(member, None)
+    if "quote" in said:
+        del said["quote"]["cache_read_price"]
+    return msgspec.json.encode(said | {"schema_version": 2})
+
+
+def test_a_log_from_before_remembered_tokens_had_a_price_gives_the_same_tables_and_is_gone_on_with(
+    ledger: str, writer: LedgerWriter, look: Connection
+) -> None:
+    # Given business in which nothing was remembered, and a request that is still open, stored by an older build
+    for command in itertools.islice(random_commands(Random(SEED)), 400):
+        if isinstance(command, Settle):
+            command = msgspec.structs.replace(command, claimed_cached_tokens=0)  # noqa: PLW2901
+        with suppress(DarkbloomError):
+            writer.execute(command)
+    consumer, request_id = account(), uuid4()
+    writer.execute(grant(consumer, 1_000))
+    writer.execute(msgspec.structs.replace(admit(consumer, 100, request_id), prompt_bound=500))
+    writer.execute(dispatch(request_id))
+    catch_up(ledger)
+    before = {one.name: one.live_sha256 for one in replay_and_compare(ledger)}
+    states = look.execute("SELECT position, state FROM events WHERE state LIKE '%\"schema_version\":3%'").fetchall()
+    older = {position: as_version_2(state) for position, state in states}
+    assert len(older) > 100
+    with past_the_guard(look):
+        for position, state in older.items():
+            look.execute("UPDATE events SET state = %s WHERE position = %s", (state, position))
+    # When it is replayed, then each table is what it was, to the last bit, and the doctor finds nothing.
+    replayed = replay_and_compare(ledger)
+    assert differing(replayed) == {}
+    assert {one.name: one.replayed_sha256 for one in replayed} == before
+    assert examine(look).healthy
+    # And a build of today ends the open request at the old quote: what was remembered costs what it always did.
+    with running(ledger) as newer:
+        asked = settle(consumer, request_id, 100)
+        end = newer.execute(msgspec.structs.replace(asked, claimed_prompt_tokens=500, claimed_cached_tokens=400))
+    assert isinstance(end, RequestSettled)
+    assert (end.cost, end.cached_tokens) == (600, 400)
+    catch_up(ledger)
+    assert differing(replay_and_compare(ledger)) == {}
+    assert dict(look.execute("SELECT position, state FROM events").fetchall()).items() >= older.items()
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------

@@ -241,11 +241,22 @@ class Auditor:
         assert 0 <= event.completion_tokens <= admission.output_bound, "7: completion tokens above their bound"
         assert 0 <= event.units <= admission.units_bound, "7: units above their bound"
         assert event.unit == admission.quote.unit, "7: charged in the unit of the quote"
+        assert 0 <= event.cached_tokens <= event.prompt_tokens, "7: more was remembered than was asked"
+        if not event.units:
+            quote = admission.quote
+            price = event.prompt_tokens * quote.input_price + event.completion_tokens * quote.output_price
+            price -= event.cached_tokens * (quote.input_price - quote.cache_read_price)
+            assert event.free or 10**6 * event.raw_cost <= max(price, 10**6 * quote.minimum_charge), (
+                "7: above the price"
+            )
         completed = self.completions[event.job_id]
-        usage = (event.prompt_tokens, event.completion_tokens, event.units)
-        assert usage == (completed.prompt_tokens, completed.completion_tokens, completed.units), (
-            "6: what completed is what is charged"
-        )
+        usage = (event.prompt_tokens, event.completion_tokens, event.units, event.cached_tokens)
+        assert usage == (
+            completed.prompt_tokens,
+            completed.completion_tokens,
+            completed.units,
+            completed.cached_tokens,
+        ), "6: what completed is what is charged"
 
     # --- what keys may spend ---------------------------------------------------------------------------------------
 

@@ -336,6 +336,7 @@ IN_THE_LOG: tuple[tuple[Breakage, int], ...] = (
     (records(Settle, EarningCredited, _never, "never_pays_the_provider"), 6),
     (records(Settle, JobCompleted, _more("completion_tokens"), "charges_other_usage_than_completed"), 6),
     (records(Settle, JobCompleted, _more("units"), "charges_other_units_than_completed"), 6),
+    (records(Settle, JobCompleted, _more("cached_tokens"), "charges_another_memory_than_completed"), 6),
     (charges_beyond_the_hold, 7),
     (turns_the_clock_back, 14),
     (records(ApproveAdjustment, WalletAdjusted, _more("amount"), "adjusts_more_than_it_posts"), 4),

@@ -16,8 +16,8 @@ from tests.support.memory_ledger import BEGINNING
 REQUEST = UUID("7d1c2b1e-0000-4000-8000-000000000001")
 NOW = BEGINNING.timestamp()
 
-ONE_TO_ONE = Quote(1_000_000, 1_000_000, "built_in", 1, 100)
-"""A quote under which a token costs one micro-dollar."""
+ONE_TO_ONE = Quote(1_000_000, 1_000_000, 500_000, "built_in", 1, 100)
+"""A quote under which a token costs one micro-dollar, and one that was remembered half of it."""
 
 
 def record(aggregate: Aggregate, event: type[DomainEvent], **payload: Any) -> DomainEvent:

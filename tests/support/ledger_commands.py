@@ -18,7 +18,14 @@ from domain.requests import job_id_of
 
 MODEL = "acme/small-8bit"
 GATEWAY = UUID("9d0c7a3e-0000-4000-8000-000000000001")
-QUOTE = Quote(input_price=1_000_000, output_price=1_000_000, source="default", book_version=1, minimum_charge=1)
+QUOTE = Quote(
+    input_price=1_000_000,
+    output_price=1_000_000,
+    cache_read_price=500_000,
+    source="default",
+    book_version=1,
+    minimum_charge=1,
+)
 EXPIRES_AT = datetime(2100, 1, 1, tzinfo=UTC)
 
 FIRST_ADMIN, SECOND_ADMIN = Actor("admin", "key_1"), Actor("admin", "key_2")

@@ -32,10 +32,11 @@ class Attempt:
 
 @dataclass
 class Request:
-    """``prices`` are of a million tokens read, of a million written, and of one of the quote's unit."""
+    """``prices`` are of a million tokens read, of a million written, of one of the quote's unit, and of a million that
+    were remembered instead of read."""
 
     account: str
-    prices: tuple[int, int, Fraction]
+    prices: tuple[int, int, Fraction, int]
     minimum: int
     bounds: tuple[int, int, int]
     key: str = ""
@@ -45,9 +46,10 @@ class Request:
     failed: set[int] = field(default_factory=set)
     end: dict[str, Any] | None = None
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, units: int) -> int:
-        read, written, unit = self.prices
-        total = prompt_tokens * read // 10**6 + completion_tokens * written // 10**6 + floor(units * unit)
+    def cost(self, prompt_tokens: int, completion_tokens: int, units: int, remembered_tokens: int = 0) -> int:
+        read, written, unit, remembered = self.prices
+        total = (prompt_tokens - remembered_tokens) * read // 10**6 + remembered_tokens * remembered // 10**6
+        total += completion_tokens * written // 10**6 + floor(units * unit)
         return max(total, self.minimum)
 
     @property
@@ -141,7 +143,7 @@ class Model:
         number: int,
         *,
         account: str,
-        claimed: tuple[int, int, int],
+        claimed: tuple[int, int, int, int],
         delivered: tuple[int, int],
         fee_percent: int,
         today: date,
@@ -154,15 +156,16 @@ class Model:
             raise Refused
         if min(*claimed, *delivered) < 0 or not 0 <= fee_percent <= 100:
             raise Refused
-        known = (request.bounds[0], *delivered)
-        used = tuple(map(min, claimed, known, request.bounds))
+        read = min(claimed[0], request.bounds[0])
+        known = (request.bounds[0], *delivered, read)
+        used = tuple(map(min, claimed, known, (*request.bounds, read)))
         self.anomalies += used != claimed
         free = attempt.owner == account
         cost = 0 if free else min(request.cost(*used), request.reserved)
         fee = cost * fee_percent // 100
         request.end = {
             "attempt": number,
-            **dict(zip(("prompt_tokens", "completion_tokens", "units"), used, strict=True)),
+            **dict(zip(("prompt_tokens", "completion_tokens", "units", "cached_tokens"), used, strict=True)),
             "cost": cost,
             "fee": fee,
             "provider_amount": cost - fee,

@@ -75,13 +75,13 @@ def open_requests(look: Connection) -> dict[UUID, tuple[str, UUID, int]]:
     return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
-def usage(look: Connection) -> dict[UUID, tuple[str, int, int, str, int, int, int]]:
-    """Job to its account, prompt and completion tokens, unit and units, cost and position."""
+def usage(look: Connection) -> dict[UUID, tuple[str, int, int, int, str, int, int, int]]:
+    """Job to its account, prompt, completion and cached tokens, unit and units, cost and position."""
     rows = look.execute(
-        "SELECT job_id, account_id, prompt_tokens, completion_tokens, unit, units, cost_micro_usd, position "
-        "FROM usage_entries"
+        "SELECT job_id, account_id, prompt_tokens, completion_tokens, cached_tokens, unit, units, cost_micro_usd, "
+        "position FROM usage_entries"
     )
-    return {row[0]: (row[1], row[2], row[3], row[4], row[5], row[6], row[7]) for row in rows}
+    return {row[0]: (row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]) for row in rows}
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Purse:
 class Fold:
     purses: defaultdict[str, Purse] = field(default_factory=lambda: defaultdict(Purse))
     open: dict[UUID, tuple[str, UUID, int]] = field(default_factory=dict)
-    usage: dict[UUID, tuple[str, int, int, str, int, int, int]] = field(default_factory=dict)
+    usage: dict[UUID, tuple[str, int, int, int, str, int, int, int]] = field(default_factory=dict)
 
     def follow(self, event: Event) -> None:
         said = event.payload
@@ -117,6 +117,7 @@ class Fold:
                     said["account_id"],
                     said["prompt_tokens"],
                     said["completion_tokens"],
+                    said["cached_tokens"],
                     said["unit"],
                     said["units"],
                     said["cost"],

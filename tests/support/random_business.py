@@ -8,6 +8,8 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from adapters.postgres.writer import LedgerWriter
 from domain.errors import DarkbloomError
 from domain.inviting import CreateInvite, DeactivateInvite, RedeemInvite
@@ -58,8 +60,11 @@ def random_commands(random: Random) -> Iterator[Any]:
             command = _invite(random)
         elif kind == "admit":
             request_id = UUID(int=random.getrandbits(128), version=4)
-            command = admit(
-                random.choice(ACCOUNTS), random.randrange(1, 900), request_id, model=f"model-{random.randrange(3)}"
+            command = msgspec.structs.replace(
+                admit(
+                    random.choice(ACCOUNTS), random.randrange(1, 900), request_id, model=f"model-{random.randrange(3)}"
+                ),
+                prompt_bound=random.randrange(300),
             )
             admitted.append((command.account_id, request_id))
         elif kind == "dispatch":
@@ -68,7 +73,11 @@ def random_commands(random: Random) -> Iterator[Any]:
             command = dispatch(request_id, attempt, provider=OWNERS[machine], machine=MACHINES[machine])
         elif kind == "settle":
             fee = random.choice((0, 0, 5, 100))
-            command = settle(account_id, request_id, random.randrange(1_000), attempt, fee_percent=fee)
+            command = msgspec.structs.replace(
+                settle(account_id, request_id, random.randrange(1_000), attempt, fee_percent=fee),
+                claimed_prompt_tokens=random.randrange(400),
+                claimed_cached_tokens=random.choice((0, 0, 1, 200, 500)),
+            )
         elif kind == "release":
             failures = (JobFailure(str(job_id_of(request_id, attempt)), "provider_error", 502),)
             command = random.choice(

@@ -95,7 +95,7 @@ class Ledger:
 
 def settled() -> Any:
     values = dict.fromkeys(RequestSettled.__struct_fields__, "")
-    values |= {"prompt_tokens": 7, "completion_tokens": 3, "cost": 100}
+    values |= {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 5, "cost": 100}
     return RequestSettled(**values)
 
 
@@ -125,6 +125,7 @@ async def test_a_try_that_was_charged_is_done_with_the_answer_that_was_kept() ->
     body = result["response"]["body"]
     assert body["choices"][0]["message"]["content"] == "kept"
     assert (body["usage"]["completion_tokens"], body["usage"]["cost_micro_usd"]) == (3, 100)
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
     assert work.status == "completed"
 
 

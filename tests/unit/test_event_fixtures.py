@@ -11,6 +11,7 @@ import pytest
 
 from domain import events, upcasts
 from domain.machines import MachineRegistered
+from domain.requests import JobCompleted, JobDispatched, RequestAdmitted, RequestSettled, UsageClaimClamped
 from domain.wallet import HoldReleased
 from tests.support import event_fixtures
 from tests.support.event_fixtures import FOLDER, StoredEvent, problems, stored_events, write_missing
@@ -49,6 +50,22 @@ def test_the_machine_of_an_old_log_has_no_key_and_the_rest_of_what_was_said() ->
     assert isinstance(second, MachineRegistered)
     assert (first.provider_key, second.provider_key) == ("", "provider-key")
     assert msgspec.structs.replace(first, provider_key="provider-key") == second
+
+
+def test_an_old_quote_has_one_price_for_the_whole_prompt_and_an_old_settlement_remembered_nothing() -> None:
+    for cls in (RequestAdmitted, JobDispatched):
+        *old, new = (events.decode(*stored[::2]) for stored in STORED if stored.topic == cls.TOPIC)
+        assert [event.quote.cache_read_price for event in old] == [event.quote.input_price for event in old]
+        assert len(old) == 2
+        assert new.quote.cache_read_price != new.quote.input_price
+    for topic, member in (
+        (JobCompleted.TOPIC, "cached_tokens"),
+        (RequestSettled.TOPIC, "cached_tokens"),
+        (UsageClaimClamped.TOPIC, "claimed_cached_tokens"),
+    ):
+        first, second, third = (events.decode(*stored[::2]) for stored in STORED if stored.topic == topic)
+        assert (getattr(first, member), getattr(second, member)) == (0, 0)
+        assert msgspec.structs.replace(second, **{member: getattr(third, member)}) == third
 
 
 # --- that the watch can fail -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from domain.eventsourced import DomainEvent, Written
 from domain.invariants import INVARIANTS, BatchCheck, LogCheck, Logged, TransactionCheck, UsageTotals, Violation
 from domain.invariants import batch as batch_module
 from domain.journal import JournalEntryPosted
-from domain.requests import RequestAdmitted, RequestReleased, RequestSettled
+from domain.requests import JobCompleted, RequestAdmitted, RequestReleased, RequestSettled
 from domain.wallet import (
     EarningCredited,
     HoldCaptured,
@@ -196,6 +196,7 @@ def test_a_position_that_is_missing_and_a_clock_that_runs_backwards_are_found() 
         (RequestSettled, "reserved", 7),
         (RequestSettled, "provider_amount", 7),
         (RequestSettled, "completion_tokens", 6),
+        (RequestSettled, "cached_tokens", 6),
         (WalletAdjusted, "amount", 4),
     ],
 )
@@ -205,6 +206,19 @@ def test_what_is_changed_breaks_the_invariant_that_it_is_about(kind: Any, member
     changed = msgspec.structs.replace(log[at].event, **{member: getattr(log[at].event, member) + 1})
     found = examined([*log[:at], log[at]._replace(event=changed), *log[at + 1 :]])
     assert number in {violation.invariant for violation in found}
+
+
+def test_more_of_a_prompt_than_there_was_cannot_have_been_remembered() -> None:
+    log = log_of(1, 30)
+    settled = next(logged.event for logged in log if isinstance(logged.event, RequestSettled))
+    too_many = {"cached_tokens": settled.prompt_tokens + 1}
+    changed = [
+        logged._replace(event=msgspec.structs.replace(logged.event, **too_many))
+        if isinstance(logged.event, JobCompleted | RequestSettled) and logged.event.job_id == settled.job_id
+        else logged
+        for logged in log
+    ]
+    assert {violation.invariant for violation in examined(changed)} == {7}
 
 
 # --- broken builds ---------------------------------------------------------------------------------------------------

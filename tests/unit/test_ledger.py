@@ -3,13 +3,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given as holds_for
+from hypothesis import strategies as st
 
 from domain.accounts import Account
 from domain.errors import Conflict, InsufficientFunds, UnknownRequest
 from domain.kinds import IMAGE
 from domain.ledger import Balance, CloseSession, Command, OpenAccount, OpenSession, Release
 from domain.machines import ProviderMachine
-from domain.pricing import quote_for
+from domain.pricing import Quote, quote_for
 from domain.requests import InferenceRequest, JobFailure, RequestReleased, RequestSettled, job_id_of
 from domain.wallet import Wallet
 from tests.support.examples import REQUEST, admit, dispatch, grant, settle
@@ -243,6 +245,73 @@ class TestSettlement:
         assert (settled.prompt_tokens, settled.completion_tokens) == charged
         assert settled.cost <= settled.reserved
         assert topics(ledger, since=5)[0] == "UsageClaimClamped"
+
+    @pytest.mark.parametrize(
+        ("prompt", "cached", "charged", "cost"),
+        [
+            (600, 0, 0, 1_000),
+            (600, 400, 400, 200 + 200 + 400),
+            (600, 600, 600, 300 + 400),
+            (600, 601, 600, 300 + 400),
+            (600, 2**53, 600, 300 + 400),
+            (2_000, 900, 900, 100 + 450 + 400),
+            (2_000, 1_500, 1_000, 500 + 400),
+        ],
+    )
+    def test_what_a_machine_remembered_of_the_prompt_costs_less_and_is_never_more_than_the_prompt(
+        self, ledger: MemoryLedger, prompt: int, cached: int, charged: int, cost: int
+    ) -> None:
+        given(ledger, grant("ada", 5_000), admit("ada"), dispatch())
+        assert wallet(ledger, "ada").balance == 3_000  # the hold expects no memory
+        settled = ledger.execute(settle("ada", prompt, 400, claimed_cached_tokens=cached))
+        assert isinstance(settled, RequestSettled)
+        assert (settled.cached_tokens, settled.cost) == (charged, cost)
+        assert (wallet(ledger, "ada").balance, wallet(ledger, "owner").balance) == (5_000 - cost, cost)
+        assert ("UsageClaimClamped" in topics(ledger)) is (cached != charged or prompt > 1_000)
+
+    def test_what_was_remembered_counts_for_nothing_on_ones_own_machine(self, ledger: MemoryLedger) -> None:
+        given(ledger, grant("ada", 5_000), admit("ada"), dispatch(owner="ada"))
+        settled = ledger.execute(settle("ada", claimed_cached_tokens=500))
+        assert isinstance(settled, RequestSettled)
+        assert (settled.free, settled.cost, settled.cached_tokens) == (True, 0, 500)
+
+    def test_less_than_nothing_cannot_have_been_remembered(self, ledger: MemoryLedger) -> None:
+        given(ledger, grant("ada", 5_000), admit("ada"), dispatch())
+        recorded = len(ledger.log)
+        with pytest.raises(Conflict):
+            ledger.execute(settle("ada", claimed_cached_tokens=-1))
+        assert len(ledger.log) == recorded
+
+    @holds_for(
+        prompt=st.integers(0, 2_000),
+        completion=st.integers(0, 2_000),
+        cached=st.integers(0, 3_000),
+        quote=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6)).map(
+            lambda prices: Quote(max(prices[:2]), prices[2], min(prices[:2]), "built_in", 1, 100)
+        ),
+        fee_percent=st.integers(0, 100),
+    )
+    def test_a_memory_moves_no_money_from_anybody_else(
+        self, prompt: int, completion: int, cached: int, quote: Quote, fee_percent: int
+    ) -> None:
+        """The consumer keeps what provider and platform go without, to the last micro-USD."""
+        ends, owned = [], []
+        for claimed in (0, cached):
+            ledger = MemoryLedger()
+            given(ledger, grant("ada", 10_000), admit("ada", quote=quote), dispatch())
+            command = settle(
+                "ada", prompt, completion, claimed_cached_tokens=claimed, fee_percent=fee_percent, completion_bound=900
+            )
+            ends.append(ledger.execute(command))
+            owned.append((wallet(ledger, "ada").balance, wallet(ledger, "owner").balance))
+        without, remembered = ends
+        assert isinstance(without, RequestSettled)
+        assert isinstance(remembered, RequestSettled)
+        assert remembered.reserved == without.reserved
+        assert min(100, without.cost) <= remembered.cost <= without.cost <= without.reserved
+        assert remembered.provider_amount <= without.provider_amount
+        for end, (consumer, provider) in zip((without, remembered), owned, strict=True):
+            assert consumer + provider + end.platform_amount == 10_000
 
     def test_a_claim_at_its_bound_is_no_anomaly(self, ledger: MemoryLedger) -> None:
         given(

@@ -110,7 +110,7 @@ class ScriptedCredentials:
 
 def row(position: int) -> UsageRow:
     settled_at = datetime(2026, 5, 2, 8, 15, 30, tzinfo=UTC)
-    return UsageRow(UUID(int=position), "acme/small-8bit", 900, 2_100, "", 0, 478, settled_at, position)
+    return UsageRow(UUID(int=position), "acme/small-8bit", 900, 2_100, 0, "", 0, 478, settled_at, position)
 
 
 @pytest.fixture

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.pricing import BUILT_IN_PRICES, DEFAULT_PRICE, MINIMUM_CHARGE_MICRO_USD, Price, batch_quote, quote_for
+from domain.kinds import EMBEDDING
+from domain.pricing import (
+    BUILT_IN_PRICES,
+    DEFAULT_PRICE,
+    DEFAULT_PRICES,
+    MINIMUM_CHARGE_MICRO_USD,
+    Price,
+    Quote,
+    batch_quote,
+    cache_read_price_of,
+    quote_for,
+)
 
 GEMMA = "mlx-community/gemma-4-26b-a4b-it-8bit"
 QWEN_27B = "qwen3.5-27b-claude-opus-8bit"
@@ -14,6 +25,28 @@ MINIMAX = "mlx-community/MiniMax-M2.5-8bit"
 TRINITY = "mlx-community/Trinity-Mini-8bit"
 
 usages = st.tuples(st.integers(0, 10**7), st.integers(0, 10**7))
+
+
+@st.composite
+def any_quotes(draw: st.DrawFn) -> Quote:
+    """With any price of remembered tokens that the rules allow, at both rates."""
+    input_price = draw(st.integers(0, 10**7))
+    quote = Quote(
+        input_price=input_price,
+        output_price=draw(st.integers(0, 10**7)),
+        cache_read_price=draw(st.integers(0, input_price)),
+        source="built_in",
+        book_version=1,
+        minimum_charge=draw(st.sampled_from((0, 100))),
+    )
+    return draw(st.sampled_from((quote, batch_quote(quote))))
+
+
+@st.composite
+def remembered_usages(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Prompt and completion tokens, and how many of the prompt's were remembered."""
+    prompt = draw(st.integers(0, 10**7))
+    return prompt, draw(st.integers(0, 10**7)), draw(st.integers(0, prompt))
 
 
 class TestTheCostTable:
@@ -93,10 +126,63 @@ class TestQuotes:
         assert stored.charge_micro_usd(*usage) == quote.charge_micro_usd(*usage)
 
 
+class TestRememberedTokens:
+    @pytest.mark.parametrize(
+        ("model", "prompt", "completion", "cached", "cost"),
+        [
+            (GEMMA, 900, 2_100, 0, 478),
+            (GEMMA, 900, 2_100, 800, 6 + 26 + 420),
+            (GEMMA, 900, 2_100, 900, 29 + 420),
+            (QWEN_122B, 1_000_000, 0, 1_000_000, 65_000),
+            (TRINITY, 1_000_000, 1_000_000, 500_000, 11_500 + 5_750 + 75_000),
+            (GEMMA, 900, 210, 899, 100),
+        ],
+    )
+    def test_they_cost_half_of_the_input_price_above_the_minimum(
+        self, model: str, prompt: int, completion: int, cached: int, cost: int
+    ) -> None:
+        assert quote_for(model).charge_micro_usd(prompt, completion, cached_tokens=cached) == cost
+
+    @pytest.mark.parametrize("price", [*BUILT_IN_PRICES.values(), *DEFAULT_PRICES.values()])
+    def test_no_price_in_the_book_makes_them_dearer(self, price: Price) -> None:
+        assert 0 <= cache_read_price_of(price) <= price.input_price
+
+    def test_half_of_an_odd_price_is_rounded_down_and_a_price_of_its_own_stands(self) -> None:
+        assert cache_read_price_of(Price(input_price=13)) == 6
+        assert cache_read_price_of(Price(input_price=13, cache_read_price=0)) == 0
+        assert quote_for("any/embedding", EMBEDDING).cache_read_price == 10_000
+
+    @given(any_quotes(), remembered_usages())
+    def test_an_answer_is_never_dearer_with_them_and_loses_no_more_than_the_discount(
+        self, quote: Quote, usage: tuple[int, int, int]
+    ) -> None:
+        prompt, completion, cached = usage
+        charged = quote.charge_micro_usd(prompt, completion, cached_tokens=cached)
+        assert quote.minimum_charge <= charged <= quote.charge_micro_usd(prompt, completion)
+        exact = prompt * quote.input_price + completion * quote.output_price
+        exact -= cached * (quote.input_price - quote.cache_read_price)
+        assert charged == quote.minimum_charge or exact - 3 * 10**6 < 10**6 * charged <= exact
+
+    @given(any_quotes(), remembered_usages(), usages)
+    def test_a_hold_that_expects_none_covers_every_usage_inside_of_the_bounds(
+        self, quote: Quote, usage: tuple[int, int, int], spare: tuple[int, int]
+    ) -> None:
+        prompt, completion, cached = usage
+        reserved = quote.charge_micro_usd(prompt + spare[0], completion + spare[1])
+        assert quote.charge_micro_usd(prompt, completion, cached_tokens=cached) <= reserved
+
+    def test_more_of_them_than_the_prompt_has_have_no_price(self) -> None:
+        with pytest.raises(ValueError, match="never negative"):
+            quote_for(GEMMA).charge_micro_usd(5, 5, cached_tokens=6)
+        with pytest.raises(ValueError, match="never negative"):
+            quote_for(GEMMA).charge_micro_usd(5, 5, cached_tokens=-1)
+
+
 class TestBatchQuotes:
-    def test_both_rates_are_half_and_the_quote_says_so(self) -> None:
+    def test_all_rates_are_half_and_the_quote_says_so(self) -> None:
         quote = batch_quote(quote_for(GEMMA))
         assert (quote.input_price, quote.output_price, quote.source) == (32_500, 100_000, "built_in_batch")
+        assert quote.cache_read_price == 16_250
         assert quote.minimum_charge == MINIMUM_CHARGE_MICRO_USD
         assert batch_quote(quote_for("acme/unheard-of")).source == "default_batch"
 

@@ -337,9 +337,10 @@ class TestLimits:
 
     @pytest.mark.parametrize("count", [-1, 2**53 + 1, 1.5, "9", None, True])
     def test_a_token_count_is_a_whole_number_that_json_can_carry(self, count: object) -> None:
-        frame = {**COMPLETE, "usage": {"prompt_tokens": count, "completion_tokens": 2}}
-        with pytest.raises(MalformedMessage):
-            decode_from_provider(json.dumps(frame))
+        usage = {"prompt_tokens": 9, "completion_tokens": 2, "cached_tokens": 4}
+        for member in usage:
+            with pytest.raises(MalformedMessage):
+                decode_from_provider(json.dumps({**COMPLETE, "usage": usage | {member: count}}))
 
     def test_the_largest_count_is_read(self) -> None:
         frame = {**COMPLETE, "usage": {"prompt_tokens": 2**53, "completion_tokens": 0}}
