@@ -32,11 +32,12 @@ _CLOSE_SECONDS_MAX = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Delays in seconds between connections."""
+    """Delays in seconds between connections. ``halved_by`` is how long a connection has to hold to halve the ceiling of
+    the next one, so a minute takes the longest back to the first."""
 
     first: float = 1.0
     longest: float = 60.0
-    healthy_after: float = 60.0
+    halved_by: float = 10.0
     refused: float = 300.0
 
 
@@ -50,6 +51,10 @@ class Backoff:
 
     def reset(self) -> None:
         self._ceiling = self._policy.first
+
+    def held(self, seconds: float) -> None:
+        """Forget so much of earlier trouble as a connection that held so long disproves."""
+        self._ceiling = max(self._policy.first, self._ceiling * 0.5 ** (seconds / self._policy.halved_by))
 
     def about_first(self) -> float:
         """Seconds to wait after a close in order, spread so that not all machines of a gateway come back at once."""
@@ -113,8 +118,7 @@ class Link:
             await session.run(socket)
         finally:
             await socket.close()
-        if time.monotonic() - began >= self._policy.healthy_after:
-            self._backoff.reset()
+        self._backoff.held(time.monotonic() - began)
         return self._after_close(socket)
 
     async def _connect(self) -> ClientConnection:

@@ -130,7 +130,7 @@ class Coordinator:
             end_later=self.end_later,
             observe=fleet.observe,
             hedging=hedging,
-            unreachable=relay.unreachable if relay is not None else tuple,
+            unreachable=relay.unreachable if relay is not None else dict,
         )
         self.surroundings = Surroundings(
             ledger=ledger,
@@ -168,9 +168,11 @@ class Coordinator:
             except DarkbloomError as error:
                 log.warning("the fleet is written with the next tick: %s", type(error).__name__)
                 continue
-            for session in self.registry.all():
-                if session.identity.machine_id in flushed.changed:
-                    await session.announce()
+            changed, missing = set(flushed.changed), set(flushed.missing)
+            if changed or missing:
+                for session in self.registry.all():
+                    if session.identity.machine_id in changed or session.session_id in missing:
+                        await session.announce()
 
     def end_later(self, job: SettleJob | ReleaseJob) -> None:
         """Hand an end to the scheduler, however often that has to be tried while this process lives."""
@@ -230,6 +232,13 @@ class Coordinator:
     def require_open(self) -> None:
         """Raises ServiceUnavailable while nothing new can be taken."""
         if self.state != "ready":
+            raise ServiceUnavailable
+
+    def require_lease(self, gateway_id: UUID) -> None:
+        """The same when the lease that this gateway held under an id is over: others may have ended what was admitted
+        with it."""
+        self.require_open()
+        if gateway_id != self.gateway_id:
             raise ServiceUnavailable
 
     def _machine_link(self, machine: Snapshot) -> MachineLink | None:

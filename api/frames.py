@@ -8,16 +8,22 @@ section 5.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
 from websockets.utils import apply_mask
 
 WHOLE_TEXT = 0x80 | Opcode.TEXT
 MASKED, LENGTH = 0x80, 0x7F
 TWO_BYTES, EIGHT_BYTES = 126, 127
 MASK_BYTES = 4
+SWITCHING_PROTOCOLS = 101
+
+AT_ONCE = "darkbloom.at_once"
+"""The extension of the ASGI scope by which a handler takes frames without a task being woken for each."""
 
 
 class ShortWayProtocol(WebSocketsSansIOProtocol):
@@ -29,19 +35,30 @@ class ShortWayProtocol(WebSocketsSansIOProtocol):
         self._length = 0
         self._in_fragments = False
         self._is_over = False
+        self._take_at_once: Callable[[str], bool] | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == SWITCHING_PROTOCOLS:
+            self.scope["extensions"][AT_ONCE] = {"lend": self._lend}
+
+    def _lend(self, take_at_once: Callable[[str], bool]) -> None:
+        """Offer each plain text to a function first. What it takes, by answering True, never comes to ``receive``."""
+        self._take_at_once = take_at_once
 
     def data_received(self, data: bytes) -> None:
         if self._is_over or not self.handshake_initiated:
             super().data_received(data)
             return
         self._received += data
-        at = 0
-        while not self._is_over and (end := self._end_of_frame(at)):
+        at, there = 0, len(self._received)
+        while at < there and not self._is_over and (end := self._end_of_frame(at)):
             if self._received[at] == WHOLE_TEXT and not self._in_fragments:
                 mask_at = end - self._length - MASK_BYTES
                 mask = bytes(self._received[mask_at : mask_at + MASK_BYTES])
                 text = apply_mask(self._received[mask_at + MASK_BYTES : end], mask)
-                self.handle_text(Frame(Opcode.TEXT, text))
+                if not self._was_taken_at_once(text):
+                    self.handle_text(Frame(Opcode.TEXT, text))
             else:
                 self._let_the_library(at, end)
             at = end
@@ -49,6 +66,14 @@ class ShortWayProtocol(WebSocketsSansIOProtocol):
         if self._is_over and self._received:
             super().data_received(bytes(self._received))
             self._received.clear()
+
+    def _was_taken_at_once(self, text: bytes) -> bool:
+        if self._take_at_once is None or self.close_sent:
+            return False
+        try:
+            return self._take_at_once(text.decode())
+        except UnicodeDecodeError:
+            return False  # which ends the connection the long way
 
     def _end_of_frame(self, at: int) -> int:
         """Where the frame that begins there ends, 0 while it is not all here. ``_length`` is that of its payload."""

@@ -80,6 +80,11 @@ class Flushed(Protocol):
         """Machines that were put aside or let back."""
         ...
 
+    @property
+    def missing(self) -> Collection[str]:
+        """Sessions that the table does not know any more."""
+        ...
+
 
 class Ledger(Protocol):
     @property
@@ -198,6 +203,10 @@ class Fleet(Protocol):
         """Write it with the next tick."""
         ...
 
+    def touch(self, session_id: str) -> None:
+        """A machine is there and nothing about it changed; also written with the next tick."""
+        ...
+
     def observe(self, machine_id: str, seen: Observation) -> None: ...
 
     async def tick(self) -> None:
@@ -237,8 +246,8 @@ class RelayedAnswer(AbstractAsyncContextManager[Any], Protocol):
 class Relay(Protocol):
     """The machines on other gateways' sockets."""
 
-    def unreachable(self) -> tuple[str, ...]:
-        """Gateways that were just found out of reach."""
+    def unreachable(self) -> Mapping[str, float]:
+        """Gateways that were just found out of reach, and until when (Unix seconds) they are passed over."""
         ...
 
     async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:

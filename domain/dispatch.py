@@ -17,10 +17,10 @@ from domain.routing import ANY_MACHINE, Constraints, Demand, Snapshot
 class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """Find a machine for one attempt. Tokens are routing estimates; ``deadline`` is Unix seconds.
 
-    ``excluded`` are sessions that failed this request or are at work on it, and gateways that are out of reach;
-    ``reply_to`` is the gateway that holds the prompt. A ``hedge`` races another attempt, so it takes no slot that
-    somebody waits for. A ``background`` job gets a machine that does nothing else, while nobody waits for the model, or
-    none.
+    ``reply_to`` is the gateway that holds the prompt. ``excluded`` are sessions that failed this request or are at work
+    on it; ``out_of_reach`` are gateways that did not answer that one, each with the time (Unix seconds) until when all
+    of its machines are passed over. A ``hedge`` races another attempt, so it takes no slot that somebody waits for. A
+    ``background`` job gets a machine that does nothing else, while nobody waits for the model, or none.
     """
 
     request_id: UUID
@@ -32,6 +32,7 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     excluded: tuple[str, ...] = ()
+    out_of_reach: dict[str, float] = {}
     failures: tuple[JobFailure, ...] = ()
     reply_to: UUID
     deadline: float
@@ -40,15 +41,15 @@ class DispatchJob(msgspec.Struct, frozen=True, kw_only=True):
     constraints: Constraints = ANY_MACHINE
     background: bool = False
 
-    @property
-    def demand(self) -> Demand:
-        """What it asks of a machine."""
+    def demand_at(self, now: float) -> Demand:
+        """What it asks of a machine, ``now`` being Unix seconds."""
+        passed_over = (gateway for gateway, until in self.out_of_reach.items() if until > now)
         return Demand(
             model=self.model,
             kind=self.kind,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
-            excluded=frozenset(self.excluded),
+            excluded=frozenset((*self.excluded, *passed_over)),
             size_gb=self.size_gb,
             constraints=self.constraints,
         )

@@ -38,6 +38,9 @@ ENDPOINTS: Mapping[ModelKind, str] = {
 }
 """Where each kind of model is asked. A sealed body says it in the member ``endpoint``; one that does not is a chat."""
 
+HEARTBEAT_BEGINS = '{"type":"heartbeat"'
+"""How a heartbeat begins whose tag comes first, as ``encode`` writes it."""
+
 STREAM_END = b"data: [DONE]"
 """The text of the last chunk of a streaming answer. It is not part of the response hash."""
 

@@ -14,6 +14,20 @@ SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
 small would scan it for ever, because a prepared statement keeps its plan until the statistics are renewed. The few
 scans that must be (the head is one row) look dear to the planner then, so it must not compile them."""
 
+LIMIT_WAITS = """
+SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, false),
+       set_config('statement_timeout', %(milliseconds)s, false)
+"""
+"""How long a writer may be silent in a transaction, and how long a statement of it may take or wait."""
+
+END_SILENT_WRITERS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name = %s AND pid <> pg_backend_pid()
+    AND wait_event_type = 'Client' AND xact_start < now() - make_interval(secs => %s)
+"""
+"""End sessions of writers that began a transaction so many seconds ago and are waited for in the middle of it. The
+server ends by itself only those that have said all they had to say for now."""
+
 LOCK_HEAD = """
 SELECT head.position, head.recorded_at, head.stops, clock_timestamp()
 FROM (SELECT position, recorded_at, stops FROM ledger_head FOR UPDATE) AS head
@@ -576,6 +590,14 @@ that is costs an entry in each index. Until when a machine is put aside is writt
 another gateway than its own; what that one wrote counts for a machine that is new here too. The models of a session
 never become fewer. A machine that may be given a slot is routable, and so is what it offers to everybody: one that
 serves its owner alone is, and none of its models."""
+
+TOUCH_MACHINES = """
+WITH held AS MATERIALIZED (
+    SELECT session_id FROM fleet WHERE session_id = ANY(%s::uuid[]) ORDER BY session_id FOR UPDATE
+)
+UPDATE fleet f SET updated_at = now() FROM held WHERE f.session_id = held.session_id RETURNING f.session_id
+"""
+"""Machines that are there, and about which nothing changed; returns those that the table knows."""
 
 WITHDRAW_MACHINE = """
 WITH gone AS (DELETE FROM fleet WHERE session_id = %(session_id)s RETURNING session_id),

@@ -56,6 +56,13 @@ SNAPSHOT_EVENTS = 100
 """An aggregate that grows gets a snapshot after this many events, so loading it never reads many more. A process that
 starts loads every busy wallet once, and should not stumble over that."""
 
+APPLICATION = "darkbloom ledger"
+"""What the sessions of writers are called in the server."""
+
+SILENT_SECONDS_MAX = 30.0
+"""How long a writer may leave the server waiting in a transaction, and how long others wait for the head. A host that
+vanished or stands still can hold the head, and the server would wait for it for hours."""
+
 OUTCOME_SECONDS_MAX = 30.0
 """How long the writer looks for the outcome of a commit that got no answer, before it says so."""
 
@@ -252,6 +259,8 @@ class LedgerWriter:
         except psycopg.Error as error:
             self._lose_connection(error)
             self._fail(batch, LedgerUnavailable())
+            if isinstance(error, psycopg.errors.QueryCanceled):
+                self._end_silent_writers()
         except InvariantViolated as violation:
             self._halt(batch, violation)
         except BaseException:
@@ -268,12 +277,22 @@ class LedgerWriter:
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5, **KEEPALIVE)
-            self._connection.execute("SET idle_in_transaction_session_timeout = '30s'")
-            self._connection.execute("SET statement_timeout = '30s'")
+            self._connection = psycopg.connect(
+                self._dsn, autocommit=True, connect_timeout=5, application_name=APPLICATION, **KEEPALIVE
+            )
+            self._connection.execute(sql.LIMIT_WAITS, {"milliseconds": str(int(SILENT_SECONDS_MAX * 1000))})
             self._connection.execute(sql.LOOK_UP_BY_KEY)
             pack_lists(self._connection)
         return self._connection
+
+    def _end_silent_writers(self) -> None:
+        """The head did not come free in time: end those that may hold it and say nothing."""
+        try:
+            row = self._connect().execute(sql.END_SILENT_WRITERS, (APPLICATION, SILENT_SECONDS_MAX)).fetchone()
+        except psycopg.Error as error:
+            self._lose_connection(error)
+        else:
+            log.warning("the log's head was held for too long; %d silent writers were ended", row[0] if row else 0)
 
     def _lose_connection(self, error: Exception | None) -> None:
         if error is not None:

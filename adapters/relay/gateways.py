@@ -39,7 +39,7 @@ IDLE_CONNECTIONS_MAX = 100
 KNOWN_GATEWAYS_MAX = 1_000
 
 OUT_OF_REACH_SECONDS = 10.0
-"""For so long, second attempts pass over the machines of a gateway that did not answer."""
+"""For so long, requests pass over the machines of a gateway that did not answer."""
 
 _frame = msgspec.json.Decoder(JobFrame)
 
@@ -99,6 +99,7 @@ class GatewayRelay:
         self._pool = pool
         self._urls: dict[str, str] = {}
         self._out_of_reach: dict[str, float] = {}
+        """Until when (Unix seconds) each is passed over."""
         self._client = httpx.AsyncClient(
             headers={SECRET_HEADER: secret},
             timeout=httpx.Timeout(SILENCE_SECONDS_MAX, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=1.0),
@@ -110,11 +111,11 @@ class GatewayRelay:
     async def close(self) -> None:
         await self._client.aclose()
 
-    def unreachable(self) -> tuple[str, ...]:
-        """Gateways that were just found out of reach."""
-        now = time.monotonic()
+    def unreachable(self) -> dict[str, float]:
+        """Gateways that were just found out of reach, and until when (Unix seconds) they are passed over."""
+        now = time.time()
         self._out_of_reach = {gateway: until for gateway, until in self._out_of_reach.items() if until > now}
-        return tuple(self._out_of_reach)
+        return dict(self._out_of_reach)
 
     async def start(self, machine: Snapshot, request: InferenceRequest) -> RelayedAnswer:
         """Returns when the machine's own gateway has handed it the request. Raises ConnectionError when it did not."""
@@ -140,7 +141,7 @@ class GatewayRelay:
         await self._send(machine, telling)
 
     def _note_broken(self, machine: Snapshot) -> None:
-        self._out_of_reach[machine.gateway_id] = time.monotonic() + OUT_OF_REACH_SECONDS
+        self._out_of_reach[machine.gateway_id] = time.time() + OUT_OF_REACH_SECONDS
 
     async def _send(self, machine: Snapshot, asking: httpx.Request, **how: Any) -> httpx.Response:
         try:

@@ -45,10 +45,12 @@ _snapshot = msgspec.json.Decoder(Snapshot)
 
 
 class Flushed(NamedTuple):
-    """What a tick brought: requests that may find a slot now, and machines that were put aside or let back."""
+    """What a tick brought: requests that may find a slot now, machines that were put aside or let back, and sessions
+    that the table does not know any more."""
 
     woken: list[DispatchJob]
     changed: list[str]
+    missing: list[str]
 
 
 class MachineRecord(NamedTuple):
@@ -97,6 +99,7 @@ class GatewayFleet:
         self._relayed = relayed
         self._health: dict[str, Health] = {}
         self._noted: dict[str, _Announcement] = {}
+        self._touched: set[str] = set()
         self._seen: defaultdict[str, list[Observation]] = defaultdict(list)
         self._slot_seconds: dict[str, float] = {}
         self._urgent = asyncio.Event()
@@ -140,8 +143,13 @@ class GatewayFleet:
         """The same with the next tick."""
         self._noted[snapshot.session_id] = _Announcement(snapshot, routable, withheld)
 
+    def touch(self, session_id: str) -> None:
+        """A machine is there and nothing about it changed; also written with the next tick."""
+        self._touched.add(session_id)
+
     async def withdraw(self, session_id: str) -> None:
         self._noted.pop(session_id, None)
+        self._touched.discard(session_id)
         async with connection_of(self._pool) as connection:
             await connection.execute(sql.WITHDRAW_MACHINE, {"session_id": session_id})
 
@@ -173,9 +181,11 @@ class GatewayFleet:
             ServiceUnavailable: the database does not answer; what gathered is kept.
         """
         noted, seen, slot_seconds = list(self._noted.values()), dict(self._seen), dict(self._slot_seconds)
-        if not (noted or seen or slot_seconds):
-            return Flushed([], [])
+        touched = sorted(self._touched)
+        if not (noted or touched or seen or slot_seconds):
+            return Flushed([], [], [])
         freed: list[DispatchJob] = []
+        known: set[str] = set()
         async with connection_of(self._pool) as connection:
             if slot_seconds:
                 await connection.execute(sql.NOTE_SLOT_SECONDS, (list(slot_seconds), list(slot_seconds.values())))
@@ -193,7 +203,12 @@ class GatewayFleet:
                 for one in batch:
                     if self._noted.get(one.snapshot.session_id) is one:
                         del self._noted[one.snapshot.session_id]
-        return Flushed(freed, changed)
+            if touched:
+                cursor = await connection.execute(sql.TOUCH_MACHINES, (touched,), prepare=True)
+                known = {str(session_id) for (session_id,) in await cursor.fetchall()}
+        missing = [session_id for session_id in touched if session_id in self._touched and session_id not in known]
+        self._touched.difference_update(touched)
+        return Flushed(freed, changed, missing)
 
     async def _write_health(self, connection: AsyncConnection, seen: dict[str, list[Observation]]) -> list[str]:
         aside: dict[str, float] = {}

@@ -100,7 +100,7 @@ class Scheduler:
             self._give_back(job)
 
     def _claim(self, job: DispatchJob) -> Candidate | None:
-        demand, full = job.demand, set[str]()
+        demand, full = job.demand_at(time.time()), set[str]()
         for _ in range(CLAIM_TRIES_MAX):
             choice = self._decision.choose(demand, job.reply_to, passed_over=full)
             if choice is None:
@@ -165,14 +165,14 @@ class Scheduler:
 
     def _refuse_for_want_of_room(self, job: DispatchJob) -> None:
         position = self._queue_depth_max + 1
-        supply = self._decision.supply(job.demand, job.reply_to)
+        supply = self._decision.supply(job.demand_at(time.time()), job.reply_to)
         wait_seconds = expected_wait_seconds(position, supply.slots, supply.slot_seconds)
         refusal = self._refusal(job, "queue_full", position=position, wait_seconds=wait_seconds)
         self._mailbox.deliver(job.reply_to, refusal)
 
     def _tell_the_wait(self, job: DispatchJob, place: Place, seconds_left: float) -> None:
         """What to expect; a request that has only just come is told at once when its wait is hopeless."""
-        demand = job.demand
+        demand = job.demand_at(time.time())
         if place.taken_now and self._decision.is_too_large(demand, job.reply_to):
             self.fleet.leave_queue(job.request_id)
             self._mailbox.deliver(job.reply_to, self._refusal(job, "too_large"))

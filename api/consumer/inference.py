@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from itertools import count
 from typing import NamedTuple
@@ -111,7 +111,8 @@ _STOPS = {
 
 class Tools(NamedTuple):
     """What every request needs of the gateway. ``end_later`` keeps trying an end that could not be written, ``observe``
-    takes what a machine did, ``unreachable`` names gateways that were just found out of reach."""
+    takes what a machine did, ``unreachable`` names gateways that were just found out of
+    reach, with the time until when they are passed over."""
 
     jobs: Jobs
     fleet: Fleet
@@ -122,7 +123,7 @@ class Tools(NamedTuple):
     end_later: Callable[[SettleJob | ReleaseJob], None]
     observe: Callable[[str, Observation], None]
     hedging: Hedging
-    unreachable: Callable[[], tuple[str, ...]] = tuple
+    unreachable: Callable[[], Mapping[str, float]] = dict
 
 
 class Inference:
@@ -182,6 +183,8 @@ class Inference:
         """Attempts that the scheduler was asked for, and may still find a machine for."""
         self._failures: list[JobFailure] = []
         self._excluded: list[str] = []
+        self._may_wait = not background
+        """Whether it may still queue up: until a machine fails it."""
         self._final: AttemptFailed | None = None
         """A failure that follows from the request, so that no other machine is tried."""
         self._beside: set[asyncio.Task[None]] = set()
@@ -302,12 +305,9 @@ class Inference:
     def _look_for_a_machine(self, *, hedge: bool = False) -> None:
         timeouts, now = self._tools.timeouts, _now()
         number = next(self._numbers)
-        # One that waits may be dispatched much later, when a gateway out of reach may be back.
-        may_wait = number == 1 and not self._background
         self._search = Search(number, hedge=hedge, until=now + timeouts.scheduler_reply)
         self._unanswered.add(number)
         at_work = (attempt.assigned.machine.session_id for attempt in self._running.values())
-        out_of_reach = () if may_wait else self._tools.unreachable()
         job = DispatchJob(
             request_id=self.request_id,
             attempt=number,
@@ -317,11 +317,12 @@ class Inference:
             size_gb=self._model.size_gb,
             prompt_tokens=self._bounds.prompt_estimate,
             output_tokens=self._bounds.output_estimate,
-            excluded=(*self._excluded, *at_work, *out_of_reach),
+            excluded=(*self._excluded, *at_work),
+            out_of_reach=dict(self._tools.unreachable()),
             failures=tuple(self._failures),
             reply_to=self._tools.gateway_id(),
             deadline=time.time() + min(timeouts.queue_wait, self._ends_at - now),
-            may_wait=may_wait,
+            may_wait=self._may_wait and not hedge,
             hedge=hedge,
             background=self._background,
             constraints=self._constraints,
@@ -371,6 +372,9 @@ class Inference:
         else:
             if search.hedge:
                 self._tools.hedging.undo()
+                if not self._running:  # what is too little for a hedge may be enough for another try
+                    self._try_again()
+                    return
             self._go_on_without_machine(refusal_of(notice))
 
     def _turn_down(self, assigned: Assigned) -> None:
@@ -382,9 +386,10 @@ class Inference:
         self._do_beside(self._ending.give_slot_back(assigned.attempt))
 
     def _go_on_without_machine(self, why: DarkbloomError) -> None:
-        """A search came to nothing, which only matters when no attempt is at work."""
+        """A search came to nothing, which only matters when no attempt is at work. What a gateway failed is
+        no answer for a consumer that could have waited."""
         if not self._running:
-            raise self._failure() if self._failures else why
+            raise why if self._may_wait or not self._failures else self._failure()
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
@@ -494,11 +499,16 @@ class Inference:
             await self._ending.give_slot_back(attempt.assigned.attempt)
 
     def _note(self, assigned: Assigned, failed: AttemptFailed) -> None:
-        from_the_request = not failed.retry and failed.status < 500
-        if not from_the_request and assigned.machine.gateway_id not in self._tools.unreachable():
-            self._observe(assigned, "job_failed")
+        """What a gateway failed is held against nobody: neither against its machine nor against the request, which may
+        still queue up."""
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
+        from_the_request = not failed.retry and failed.status < 500
+        if not from_the_request and assigned.machine.gateway_id in self._tools.unreachable():
+            return
+        self._may_wait = False
         self._excluded.append(assigned.machine.session_id)
+        if not from_the_request:
+            self._observe(assigned, "job_failed")
 
     def _observe(self, assigned: Assigned, kind: ObservationKind, amount: float = 0.0) -> None:
         self._tools.observe(assigned.machine.machine_id, Observation(kind, time.time(), amount))

@@ -159,10 +159,11 @@ async def admit(
     background: bool = False,
 ) -> None:
     """Hold what a request can cost at most. Raises InsufficientFunds, LedgerUnavailable or ServiceUnavailable."""
+    gateway_id = coordinator.gateway_id
     command = admit_command(
         request_id=request_id,
         caller=caller,
-        gateway_id=coordinator.gateway_id,
+        gateway_id=gateway_id,
         model=model,
         bounds=bounds,
         minimum_charge_micro_usd=coordinator.settings.minimum_charge_micro_usd,
@@ -172,7 +173,7 @@ async def admit(
     )
     try:
         await coordinator.ledger.run(command)
-        coordinator.require_open()
+        coordinator.require_lease(gateway_id)
     except (LedgerUnavailable, ServiceUnavailable, asyncio.CancelledError):
         # Nobody may know whether the hold was placed, or nobody here can go on with it; if it was placed, it goes.
         coordinator.end_later(ReleaseJob(request_id=request_id, account_id=caller.account_id, reason="failed"))

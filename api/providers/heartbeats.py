@@ -15,7 +15,10 @@ def is_urgent(before: Heartbeat, now: Heartbeat) -> bool:
         before.status == "draining"
         or now.status == "draining"
         or before.system_metrics.thermal_state != now.system_metrics.thermal_state
-        or _abilities(before.backend_capacity) != _abilities(now.backend_capacity)
+        or (
+            before.backend_capacity != now.backend_capacity
+            and _abilities(before.backend_capacity) != _abilities(now.backend_capacity)
+        )
     )
 
 
@@ -25,8 +28,13 @@ def is_news(before: Heartbeat, now: Heartbeat) -> bool:
     return (
         abs(new.memory_pressure - old.memory_pressure) >= MEMORY_PRESSURE_STEP
         or abs(new.cpu_usage - old.cpu_usage) >= CPU_USAGE_STEP
-        or _work(before.backend_capacity) != _work(now.backend_capacity)
-        or abs(_memory_gb(now.backend_capacity) - _memory_gb(before.backend_capacity)) >= MEMORY_GB_STEP
+        or (
+            before.backend_capacity != now.backend_capacity
+            and (
+                _work(before.backend_capacity) != _work(now.backend_capacity)
+                or abs(_memory_gb(now.backend_capacity) - _memory_gb(before.backend_capacity)) >= MEMORY_GB_STEP
+            )
+        )
     )
 
 

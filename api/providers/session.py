@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypedDict
 from uuid import uuid4
 
+import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api.inbox import Inbox, JobEvent, MachineLost
@@ -60,7 +61,11 @@ HEARTBEAT_SECONDS_MIN = 1.0
 """Heartbeats that come faster are noted, but nobody is told."""
 
 TOUCH_SECONDS = 30.0
-"""A machine whose heartbeats say nothing new is written again this often, and looked at for what time alone changes."""
+"""A machine whose heartbeats say nothing new is said to be there this often, and looked at for what time alone
+changes."""
+
+UPTIME_SECONDS = 60.0
+"""Time that a machine was there is credited in pieces of this size."""
 
 CONNECTION_LOST = "connection lost"
 REPLACED = "replaced by new connection from same device"
@@ -106,7 +111,9 @@ class ProviderSession:
         self._jobs: dict[str, Inbox] = {}
         self._heartbeat: Heartbeat | None = None
         self._told: Heartbeat | None = None
+        self._told_routability: Routability | None = None
         self._touched_at = 0.0
+        self._credited_at = 0.0
         self._first_stats: SessionStats | None = None
         self._last_heartbeat_at = time.monotonic()
         self._challenge: AttestationChallenge | None = None
@@ -115,6 +122,7 @@ class ProviderSession:
         self._untrusted = ""
         self._usable_key = register.public_key if around.sealing.is_key(register.public_key) else ""
         self._verdict: TrustStatus | None = None
+        self._unchanging: Snapshot | None = None
         self._close_reason = CONNECTION_LOST
 
     # --- for the gateway (MachineLink) ---------------------------------------------------------------------------
@@ -187,6 +195,7 @@ class ProviderSession:
             )
         )
         self._opened = True
+        self._credited_at = time.monotonic()
         await around.fleet.meet(self.snapshot())
 
     async def close(self, code: int, reason: str) -> None:
@@ -238,18 +247,53 @@ class ProviderSession:
             case _:
                 self._pass_on(message)
 
+    def take_at_once(self, frame: str) -> bool:
+        """Take a frame for which nothing has to wait, which is what nearly all heartbeats are; False leaves it to
+        whoever reads the socket."""
+        if not frame.startswith(protocol.HEARTBEAT_BEGINS):
+            return False
+        try:
+            heartbeat = protocol.decode_from_provider(frame)
+        except protocol.MalformedMessage:
+            return False
+        return isinstance(heartbeat, Heartbeat) and self._note(heartbeat)
+
     async def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
-        before, self._heartbeat = self._heartbeat, heartbeat
-        self._first_stats = self._first_stats or heartbeat.stats
-        now = time.monotonic()
+        if not self._note(heartbeat):
+            self._hear(heartbeat)
+            self._last_heartbeat_at = time.monotonic()
+            await self.announce()
+
+    def _note(self, heartbeat: Heartbeat) -> bool:
+        """Take a heartbeat whose news can wait for the next tick; False when its machine must be announced at once, and
+        then nothing changed."""
+        before, told, now = self._heartbeat, self._told, time.monotonic()
         due = now - self._last_heartbeat_at >= HEARTBEAT_SECONDS_MIN
         if not (due or before is None or before.status != heartbeat.status):
-            return
+            self._hear(heartbeat)
+            return True
+        if self._left or told is None or self._announcing.locked() or is_urgent(told, heartbeat):
+            return False
+        news = is_news(told, heartbeat)
+        if news or now - self._touched_at >= TOUCH_SECONDS:
+            snapshot = self._snapshot_with(heartbeat)
+            standing = self._stand(snapshot)
+            if self._verdict_on(snapshot, standing) != self._verdict:
+                return False
+            routability = _routability(standing, snapshot)
+            if news or routability != self._told_routability:
+                self._told, self._told_routability = heartbeat, routability
+                self._around.fleet.note(snapshot, **routability)
+            else:
+                self._around.fleet.touch(self.session_id)
+            self._touch(now)
+        self._hear(heartbeat)
         self._last_heartbeat_at = now
-        if self._told is None or is_urgent(self._told, heartbeat):
-            await self.announce()
-        elif is_news(self._told, heartbeat) or now - self._touched_at >= TOUCH_SECONDS:
-            await self._note()
+        return True
+
+    def _hear(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+        self._first_stats = self._first_stats or heartbeat.stats
 
     def _pass_on(self, event: JobEvent) -> None:
         inbox = self._jobs.get(event.request_id)
@@ -278,7 +322,7 @@ class ProviderSession:
         except DarkbloomError as error:
             log.warning("session %s leaves the fleet with the next sweep: %s", self.session_id, type(error).__name__)
         if self._opened:
-            self._observe("uptime", time.monotonic() - self._touched_at)
+            self._observe("uptime", time.monotonic() - self._credited_at)
         if not around.registry.others_of(self):
             around.fleet.forget(self.identity.machine_id)
         try:
@@ -386,33 +430,27 @@ class ProviderSession:
         async with self._announcing:  # in order, and never after the end
             if self._left:
                 return
-            snapshot = self._take_snapshot()
+            self._told = self._heartbeat
+            self._touch(time.monotonic())
+            snapshot = self.snapshot()
             standing = self._stand(snapshot)
+            self._told_routability = _routability(standing, snapshot)
             try:
-                woken: Sequence[DispatchJob] = await around.fleet.announce(snapshot, **_routability(standing, snapshot))
+                woken: Sequence[DispatchJob] = await around.fleet.announce(snapshot, **self._told_routability)
                 for job in woken:
                     await around.jobs.send(job)
             except DarkbloomError as error:
                 self._told = None
                 log.warning("session %s was not announced: %s", self.session_id, type(error).__name__)
-            await self._judge(snapshot, standing)
+            verdict = self._verdict_on(snapshot, standing)
+            if verdict != self._verdict:
+                await self._tell(verdict)
 
-    async def _note(self) -> None:
-        """Let the fleet table say with the next tick what is true now; a change of the verdict is told at once."""
-        async with self._announcing:
-            if self._left:
-                return
-            snapshot = self._take_snapshot()
-            standing = self._stand(snapshot)
-            self._around.fleet.note(snapshot, **_routability(standing, snapshot))
-            await self._judge(snapshot, standing)
-
-    def _take_snapshot(self) -> Snapshot:
-        now = time.monotonic()
-        if self._opened and self._touched_at:
-            self._observe("uptime", now - self._touched_at)
-        self._told, self._touched_at = self._heartbeat, now
-        return self.snapshot()
+    def _touch(self, now: float) -> None:
+        self._touched_at = now
+        if self._opened and now - self._credited_at >= UPTIME_SECONDS:
+            self._observe("uptime", now - self._credited_at)
+            self._credited_at = now
 
     def _observe(self, kind: ObservationKind, amount: float = 0.0) -> None:
         self._around.fleet.observe(self.identity.machine_id, Observation(kind, time.time(), amount))
@@ -423,13 +461,11 @@ class ProviderSession:
         candidate = Candidate(snapshot, health=around.fleet.health_of(snapshot.machine_id))
         return standing_of(candidate, around.policy, now=time.time(), size_of=around.size_of)
 
-    async def _judge(self, snapshot: Snapshot, standing: Standing) -> None:
+    def _verdict_on(self, snapshot: Snapshot, standing: Standing) -> TrustStatus:
         status = "untrusted" if self._untrusted else "draining" if snapshot.draining else "online"
         causes = [*standing.advice(), *filter(None, (self._untrusted,))]
         reason = protocol.REASON_SEPARATOR.join(causes)
-        verdict = TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
-        if verdict != self._verdict:
-            await self._tell(verdict)
+        return TrustStatus(trust_level=snapshot.trust_level, status=status, reason=reason)
 
     async def _tell(self, verdict: TrustStatus) -> None:
         try:
@@ -440,28 +476,24 @@ class ProviderSession:
             log.debug("session %s could not be told its status", self.session_id)
 
     def snapshot(self) -> Snapshot:
-        register, heartbeat = self._register, self._heartbeat
+        return self._snapshot_with(self._heartbeat)
+
+    def _snapshot_with(self, heartbeat: Heartbeat | None) -> Snapshot:
+        """What is known of the machine, if this is its latest heartbeat."""
+        if self._unchanging is None:
+            self._unchanging = self._registered()
+        register = self._register
         metrics = heartbeat.system_metrics if heartbeat else protocol.SystemMetrics()
         capacity = heartbeat.backend_capacity if heartbeat else None
-        return Snapshot(
-            session_id=self.session_id,
-            machine_id=self.identity.machine_id,
+        return msgspec.structs.replace(
+            self._unchanging,
             gateway_id=str(self._around.gateway.gateway_id),
             account_id=self._account_id,
-            provider_key=self._usable_key,
-            trust_level=self.identity.trust_level,
             untrusted=bool(self._untrusted),
             draining=self._around.drained() or (heartbeat is not None and heartbeat.status == "draining"),
-            runtime_verified=False,
-            private=is_private(register, development=self._around.policy.development),
             challenge_passed_at=self._challenge_passed_at,
             capacity=concurrency_of(register, heartbeat),
-            models={model.id: model.size_bytes for model in register.models},
-            context_lengths={model.id: model.context_length for model in register.models},
             slots=slots_of(capacity),
-            decode_tps=clamp(register.decode_tps, DECODE_TPS_MAX),
-            prefill_tps=clamp(register.prefill_tps, PREFILL_TPS_MAX),
-            memory_bandwidth_gbs=clamp(register.hardware.memory_bandwidth_gbs, BANDWIDTH_GBS_MAX),
             memory_pressure=clamp(metrics.memory_pressure, 1.0),
             cpu_usage=clamp(metrics.cpu_usage, 1.0),
             thermal_state=metrics.thermal_state,
@@ -469,6 +501,35 @@ class ProviderSession:
             total_memory_gb=clamp(
                 (capacity.total_memory_gb if capacity else 0.0) or register.hardware.memory_gb, MEMORY_GB_MAX
             ),
+        )
+
+    def _registered(self) -> Snapshot:
+        """What the registration says, which a connection never changes; the rest is as of a machine that is idle."""
+        register = self._register
+        return Snapshot(
+            session_id=self.session_id,
+            machine_id=self.identity.machine_id,
+            gateway_id="",
+            account_id="",
+            provider_key=self._usable_key,
+            trust_level=self.identity.trust_level,
+            untrusted=False,
+            draining=False,
+            runtime_verified=False,
+            private=is_private(register, development=self._around.policy.development),
+            challenge_passed_at=0.0,
+            capacity=0,
+            models={model.id: model.size_bytes for model in register.models},
+            context_lengths={model.id: model.context_length for model in register.models},
+            slots={},
+            decode_tps=clamp(register.decode_tps, DECODE_TPS_MAX),
+            prefill_tps=clamp(register.prefill_tps, PREFILL_TPS_MAX),
+            memory_bandwidth_gbs=clamp(register.hardware.memory_bandwidth_gbs, BANDWIDTH_GBS_MAX),
+            memory_pressure=0.0,
+            cpu_usage=0.0,
+            thermal_state="nominal",
+            gpu_memory_active_gb=0.0,
+            total_memory_gb=0.0,
             chip=register.hardware.chip_name[:100],
             machine_model=register.hardware.machine_model[:100],
             signing_key=self.identity.signing_key,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from api.coordinator import Coordinator
+from api.frames import AT_ONCE
 from api.providers.registration import identify
 from api.providers.session import ProviderSession
 from domain import protocol
@@ -44,6 +45,8 @@ async def provider_socket(socket: WebSocket) -> None:
         if register.auth_token and account_id is None:
             log.warning("a machine sent an unknown provider token and stays unlinked")
         session = ProviderSession(socket, register, identity, account_id or "", coordinator.surroundings)
+        if AT_ONCE in socket.scope["extensions"]:
+            socket.scope["extensions"][AT_ONCE]["lend"](session.take_at_once)
         await session.run()
     except DarkbloomError as error:
         log.warning("a machine could not be registered: %s", type(error).__name__)

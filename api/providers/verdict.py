@@ -67,7 +67,7 @@ def details_of(record: MachineRecord, standing: Standing, policy: Policy) -> dic
     """Everything that routing knows of it."""
     machine, health, now = record.snapshot, record.health, time.time()
     facts: dict[str, Any] = {
-        "per_model": [_model(model, record) for model in standing.models],
+        "per_model": [_model(model, record, policy) for model in standing.models],
         "reputation": {
             "score": round(reputation(health), 3),
             "jobs_done": health.jobs_done,
@@ -99,16 +99,16 @@ def details_of(record: MachineRecord, standing: Standing, policy: Policy) -> dic
     return facts
 
 
-def _model(model: ModelStanding, record: MachineRecord) -> dict[str, Any]:
+def _model(model: ModelStanding, record: MachineRecord, policy: Policy) -> dict[str, Any]:
     asked_at = record.asked_at.get(model.model)
     return {
         "id": model.model,
         "routable": not model.reasons,
         "reasons": [reason_json(reason) for reason in model.reasons],
-        "requests_in_flight": model.load.requests_model,
-        "size_gb": round(model.size_gb, 2) or None,
+        "requests_in_flight": model.candidate.load.requests_model,
+        "size_gb": round(model.demand.size_gb, 2) or None,
         "last_asked_at": _when(asked_at) if asked_at else None,
-        "cost_ms": cost_json(model.cost),
+        "cost_ms": cost_json(model.cost(policy)),
     }
 
 

@@ -31,7 +31,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     @property
     def total_ms(self) -> float:
-        return math.fsum(self.terms().values())
+        return math.fsum(msgspec.structs.astuple(self))
 
     def terms(self) -> dict[str, float]:
         """Each term by its name, in the order of the model."""

@@ -60,14 +60,16 @@ def describe(assessment: Assessment) -> str:
 
 
 class ModelStanding(msgspec.Struct, frozen=True):
-    """One model on one machine. ``cost`` is that of a usual request now, ``load`` what is in flight, ``size_gb`` the
-    model's size in GiB, 0 when nobody knows it."""
+    """One model on one machine, with what is in flight, before a usual request."""
 
     model: str
     reasons: tuple[Reason, ...]
-    cost: Cost
-    load: Load
-    size_gb: float
+    candidate: Candidate
+    demand: Demand
+
+    def cost(self, policy: Policy) -> Cost:
+        """What the request would cost now."""
+        return cost_of(self.candidate, self.demand, policy)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -132,14 +134,13 @@ def standing_of(
         prompt_tokens, output_tokens = SHAPES[1]
         kind = cast("ModelKind", machine.kinds.get(model, TEXT))
         demand = Demand(model, prompt_tokens, output_tokens, size_gb=size_gb or 0.0, kind=kind)
-        load = (loads or {}).get(model, IDLE)
-        seen = msgspec.structs.replace(candidate, load=load)
+        seen = Candidate(machine, (loads or {}).get(model, IDLE), candidate.health)
         against = reasons_against(seen, demand, policy, now=now)
         shared.update(dict.fromkeys(reason for reason in against if reason not in OF_ONE_MODEL))
         own = [reason for reason in against if reason in OF_ONE_MODEL]
         if size_gb is None:
             own.insert(0, Reason.MODEL_NOT_IN_CATALOG)
-        models.append(ModelStanding(model, tuple(own), cost_of(seen, demand, policy), load, demand.size_gb))
+        models.append(ModelStanding(model, tuple(own), seen, demand))
     if not machine.models:
         anything = Demand("", 0, 0)
         against = reasons_against(candidate, anything, policy, now=now)

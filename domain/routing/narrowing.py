@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from domain.routing.cost import cost_of, speed_of
 from domain.routing.demand import Demand
-from domain.routing.facts import Candidate, Load
-from domain.routing.gates import room_gb
+from domain.routing.facts import IDLE, Candidate
+from domain.routing.gates import needs_swap, room_gb
 from domain.routing.policy import Policy
 
 SHAPES = ((100, 32), (500, 256), (4_000, 2_048), (8_000, 128))
@@ -42,10 +42,8 @@ class Rank(NamedTuple):
 def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) -> Rank:
     machine = candidate.snapshot
     slot = machine.slots.get(model)
-    idle = Candidate(machine, Load(), candidate.health)
-    short, usual, long, reading = (
-        _without_load(idle, Demand(model, prompt, output, size_gb=size_gb), policy) for prompt, output in SHAPES
-    )
+    idle = Candidate(machine, IDLE, candidate.health)
+    short, usual, long, reading = _costs_without_load(idle, model, size_gb, policy)
     room = room_gb(idle, slot, model, size_gb, swap=True)
     known = size_gb > 0 and machine.total_memory_gb > 0
     return Rank(
@@ -59,9 +57,17 @@ def rank_of(candidate: Candidate, model: str, size_gb: float, policy: Policy) ->
     )
 
 
-def _without_load(idle: Candidate, demand: Demand, policy: Policy) -> float:
-    cost = cost_of(idle, demand, policy)
-    return STEP_MS * round((cost.total_ms - cost.depth - cost.backlog) / STEP_MS)
+def _costs_without_load(idle: Candidate, model: str, size_gb: float, policy: Policy) -> list[float]:
+    """The costs of the shapes. Only three terms differ between them, so the others are computed once."""
+    prompt_tokens, output_tokens = SHAPES[0]
+    cost = cost_of(idle, Demand(model, prompt_tokens, output_tokens, size_gb=size_gb), policy)
+    shared = cost.total_ms - cost.depth - cost.backlog - cost.prefill - cost.decode - cost.model_swap
+    costs = []
+    for prompt, output in SHAPES:
+        swap = policy.model_swap_ms if needs_swap(idle, Demand(model, prompt, output, size_gb=size_gb), policy) else 0.0
+        own = cost.prefill * prompt / prompt_tokens + cost.decode * output / output_tokens + swap
+        costs.append(STEP_MS * round((shared + own) / STEP_MS))
+    return costs
 
 
 def shape_of(demand: Demand) -> int:

@@ -59,8 +59,7 @@ class Vacancy(msgspec.Struct, frozen=True):
 
 
 class Waiter(Protocol):
-    @property
-    def demand(self) -> Demand: ...
+    def demand_at(self, now: float) -> Demand: ...
 
 
 W = TypeVar("W", bound=Waiter)
@@ -76,7 +75,7 @@ def whom_to_wake(waiting: Iterable[W], vacancies: Sequence[Vacancy], policy: Pol
     for waiter in waiting:
         if not free:
             break
-        demand = msgspec.structs.replace(waiter.demand, nobody_else=True)
+        demand = msgspec.structs.replace(waiter.demand_at(now), nobody_else=True)
         for number, one in enumerate(free):
             candidate = Candidate(one.snapshot, one.load_of(demand.model), one.health)
             if not reasons_against(candidate, demand, policy, now=now):

@@ -318,7 +318,7 @@ async def test_the_machines_of_a_gateway_with_another_secret_are_out_of_reach(si
         async with Machine(site.near.url).connected():
             answers = [await client.post("/v1/chat/completions", json=asking()) for _ in range(4)]
     assert refused.status_code == 502
-    assert refused.json()["error"]["message"].startswith("No machine answered after 1 attempt;")
+    assert refused.json()["error"]["message"].startswith("No machine answered after 3 attempts;")
     assert [answer.status_code for answer in answers] == [200] * 4
     assert (machine.jobs, sibling.jobs) == ({}, {})
     assert site.ends() == ["RequestReleased", *["RequestSettled"] * 4]

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from adapters.postgres import migrate
 from adapters.scheduler.brokers import QUEUES
 from projections.doctor import examine
 from tests.conftest import POSTGRES_URL, database_url
-from tests.support.balancer import Balancer, SilentProxy
+from tests.support.balancer import Balancer, SilentProxy, is_ready
 from tests.support.machine import MODEL
 from tests.support.parts import Parts
 from tests.support.processes import Books, Key, Process, eventually
@@ -102,10 +103,13 @@ class Crowd:
 
     async def _keep_asking(self, client: httpx.AsyncClient, number: int) -> None:
         while not self._stop.is_set():
-            self.outcomes.append(await self._ask(client, stream=number % 2 == 0))
+            outcome = await self._ask(client, stream=number % 2 == 0)
+            if outcome is not None:
+                self.outcomes.append(outcome)
             await asyncio.sleep(0.05)
 
-    async def _ask(self, client: httpx.AsyncClient, *, stream: bool) -> Outcome:
+    async def _ask(self, client: httpx.AsyncClient, *, stream: bool) -> Outcome | None:
+        """None when it was stopped before there was an answer."""
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": "What is a hold?"}],
@@ -114,7 +118,7 @@ class Crowd:
         }
         for repeats in range(RETRIES_MAX):
             if self._stop.is_set():
-                break
+                return None
             job_id = ""
             try:
                 async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -214,12 +218,30 @@ class Market:
 
     def until_served(self) -> None:
         """Until both machines are routable and a request is answered."""
-        eventually(lambda: self.routable() == 2, "both machines to be routable")
+        eventually(self.is_whole, "both machines to be routable")
         with self.crowd() as crowd:
             crowd.until_answered(1)
 
     def routable(self) -> int:
         return int(str(self.books.value("SELECT count(*) FROM fleet WHERE routable")))
+
+    def is_whole(self) -> bool:
+        """Whether every part is there again: nobody who broke one thing may find another still broken."""
+        ended = [name for name, process in self.running.items() if process.popen.poll() is not None]
+        assert not ended, f"{ended} ended:\n{self.running[ended[0]].log()[-3000:]}"
+        return self.routable() == 2 and all(map(is_ready, self.ports.values()))
+
+    def seat_machines_far(self) -> None:
+        """Have both machines connected to the gateway that the consumers do not use."""
+        far = f"%:{self.ports['far']}"
+        seated = "SELECT count(*) FROM fleet JOIN gateways USING (gateway_id) WHERE routable AND internal_url LIKE %s"
+        if self.books.value(seated, far) != 2:
+            for name in ("agent-1", "agent-2"):
+                self.running.pop(name).terminate()
+                eventually(lambda: self.routable() == 1, "the other agent to be alone")
+                self.start(name)
+                eventually(lambda: self.routable() == 2, "both machines to be routable")
+        assert self.books.value(seated, far) == 2
 
     def client(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key.secret}"}
@@ -270,6 +292,7 @@ def kill_the_gateway_of_the_consumers(market: Market, crowd: Crowd) -> None:
 
 
 def kill_the_gateway_of_the_machines(market: Market, crowd: Crowd) -> None:
+    market.seat_machines_far()
     market.kill("far")
     crowd.until_answered(2)
     market.start("far")
@@ -294,6 +317,7 @@ def pause_the_gateway_of_the_consumers(market: Market, crowd: Crowd) -> None:
 
 
 def pause_the_gateway_of_the_machines(market: Market, crowd: Crowd) -> None:
+    market.seat_machines_far()
     with market.paused("far"):
         time.sleep(7.0)
 
@@ -373,32 +397,41 @@ def suffer(market: Market, fault: Fault) -> Crowd:
         crowd.until_answered(4)
         fault(market, crowd)
         crowd.until_answered(8)
-        eventually(lambda: market.routable() == 2, "both machines to be back", HEAL_SECONDS_MAX)
+        eventually(market.is_whole, "every part to be back", HEAL_SECONDS_MAX)
     market.require_sound(crowd)
     return crowd
 
 
-def campaign(seed: int, rounds: int) -> None:
+def faults(seed: int) -> Generator[Fault, None, None]:
+    """All of them in an order that the seed decides, then again in another one, without end."""
     chance = random.Random(seed)
+    while True:
+        yield from chance.sample([*FAULTS, *LONGER_FAULTS], len(FAULTS) + len(LONGER_FAULTS))
+
+
+def campaign(seed: int, rounds: int) -> None:
     name = f"darkbloom_chaos_{secrets.token_hex(4)}"
+    answered, failures, began = 0, Counter[str](), time.monotonic()
     with psycopg.connect(POSTGRES_URL, autocommit=True) as admin, tempfile.TemporaryDirectory() as folder:
         admin.execute(f'CREATE DATABASE "{name}"')
         url = database_url(POSTGRES_URL, name)
         migrate.upgrade(url)
         try:
             with Market(Path(folder), url).open() as market:
-                for number in range(1, rounds + 1):
-                    fault = chance.choice([*FAULTS, *LONGER_FAULTS])
-                    began = time.monotonic()
+                for number, fault in enumerate(islice(faults(seed), rounds), start=1):
+                    started = time.monotonic()
                     crowd = suffer(market, fault)
-                    took = time.monotonic() - began
+                    answered, failures = answered + len(crowd.answered), failures + crowd.failures
                     print(
-                        f"{number:4} {fault.__name__:40} {took:5.1f} s, {len(crowd.answered)} answered, "
-                        f"{dict(crowd.failures)}",
+                        f"{number:4} {fault.__name__:40} {time.monotonic() - started:5.1f} s, "
+                        f"{len(crowd.answered)} answered, {dict(crowd.failures)}",
                         flush=True,
                     )
         finally:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    print(f"{rounds} faults in {time.monotonic() - began:.0f} s: {answered} requests answered, every one paid")
+    for what, count in failures.most_common():
+        print(f"{count:5} × {what}")
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ ENDLESS = [b"to", b"mor", b"row", b" and "]
 CANARY = "canary-7144"
 SERVED = ("story", "endless", "random")
 
-SOON = RetryPolicy(first=0.02, longest=0.05, healthy_after=60.0, refused=0.05)
+SOON = RetryPolicy(first=0.02, longest=0.05, halved_by=10.0, refused=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob
 from domain.routing import Candidate, Constraints, Demand, Health, Observation, Policy, Snapshot, choose
 from tests.support.ledger_commands import GATEWAY, MODEL
-from tests.support.ledger_machines import assert_counters_are_true, connected, job, machine
+from tests.support.ledger_machines import assert_counters_are_true, connected, job, lease, machine
 from tests.support.ledger_scheduler import SchedulerScene
 from tests.support.ledger_waiting import Connection
 
@@ -341,6 +341,32 @@ async def test_a_machine_that_says_the_same_again_leaves_the_index_alone(
     gateway.note(machine(**(_facts(one) | {"memory_pressure": 0.5})), routable=True)
     await gateway.flush()
     assert look.execute(rows).fetchall() != before
+
+
+async def test_a_machine_that_is_touched_stays_and_one_that_the_table_lost_is_named(
+    fleet: SchedulerFleet, gateway: GatewayFleet, look: Connection
+) -> None:
+    lease(look)
+    known, lost = await connected(gateway), await connected(gateway)
+    look.execute("UPDATE fleet SET updated_at = now() - interval '4 minutes'")
+    look.execute("DELETE FROM fleet WHERE session_id = %s", (lost.session_id,))
+    before = look.execute("SELECT snapshot FROM fleet").fetchall()
+
+    gateway.touch(known.session_id)
+    gateway.touch(lost.session_id)
+    flushed = await gateway.flush()
+    fleet.sweep()
+
+    assert flushed.missing == [lost.session_id]
+    assert look.execute("SELECT snapshot FROM fleet").fetchall() == before
+    assert (await gateway.flush()).missing == []
+
+
+async def test_a_machine_that_left_since_it_was_touched_is_not_missed(gateway: GatewayFleet) -> None:
+    one = await connected(gateway)
+    gateway.touch(one.session_id)
+    await gateway.withdraw(one.session_id)
+    assert (await gateway.flush()).missing == []
 
 
 def _facts(one: Snapshot) -> dict[str, Any]:

@@ -263,6 +263,19 @@ async def test_excluded_machines_are_not_chosen(scene: SchedulerScene, gateway: 
     assert busy_of(look, failed.session_id) == 0
 
 
+async def test_machines_of_a_gateway_out_of_reach_are_passed_over_and_only_for_its_time(
+    scene: SchedulerScene, gateway: GatewayFleet, look: Connection
+) -> None:
+    only = await announced(gateway, capacity=5)
+    out_of_reach = {only.gateway_id: time.time() + 60.0}
+
+    [notice] = await dispatched(scene, scene.asked(attempt=2, out_of_reach=out_of_reach))
+    assert isinstance(notice, Waiting)
+
+    [notice] = await dispatched(scene, scene.asked(out_of_reach={only.gateway_id: time.time() - 1.0}))
+    assert isinstance(notice, Assigned)
+
+
 async def test_only_machines_that_pass_every_gate_are_chosen(scene: SchedulerScene, gateway: GatewayFleet) -> None:
     for unfit in (
         {"trust_level": "self_signed"},

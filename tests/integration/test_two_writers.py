@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
+from adapters.postgres import sql
 from adapters.postgres import writer as writer_module
 from adapters.postgres.writer import LedgerWriter
-from domain.errors import InsufficientFunds
+from domain.errors import InsufficientFunds, LedgerUnavailable
 from domain.ledger import OpenAccount
 from domain.requests import RequestReleased, RequestSettled
 from tests.support.ledger_commands import account, admit, dispatch, grant, release, settle, settled_request
@@ -22,6 +24,7 @@ from tests.support.ledger_spender import spend
 from tests.support.ledger_tables import assert_books_are_sound, balance_of, log_of, names_of, open_requests
 from tests.support.ledger_waiting import Connection, head_locked, in_thread, terminate_sessions, until_sessions_wait
 from tests.support.ledger_writers import running
+from tests.support.processes import eventually
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
 
@@ -73,6 +76,41 @@ def test_eight_threads_in_each_of_three_processes_admit_exactly_what_the_balance
 
     assert outcomes == Counter(admitted=80, InsufficientFunds=40)
     assert balance_of(look, hot) == 0
+    assert_books_are_sound(look)
+
+
+def test_a_writer_that_vanished_in_the_middle_of_its_transaction_does_not_hold_the_head_for_ever(
+    ledger: str, look: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said neither that it is done nor that it waits, so the server goes on waiting for it."""
+    monkeypatch.setattr(writer_module, "SILENT_SECONDS_MAX", 0.5)
+    consumer = account()
+    with (
+        running(ledger) as writer,
+        psycopg.connect(ledger, autocommit=True, application_name=writer_module.APPLICATION) as vanished,
+    ):
+        vanished.pgconn.enter_pipeline_mode()
+        for statement in (b"BEGIN", sql.LOCK_HEAD.encode()):
+            vanished.pgconn.send_query_params(statement, None)
+        vanished.pgconn.send_flush_request()
+        vanished.pgconn.flush()
+        eventually(
+            lambda: (
+                look.execute(
+                    "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event = 'ClientRead'",
+                    (vanished.info.backend_pid,),
+                ).fetchone()
+                is not None
+            ),
+            "the head to be held",
+        )
+
+        with pytest.raises(LedgerUnavailable):
+            writer.execute(grant(consumer, 100))
+        writer.execute(grant(consumer, 100))
+        vanished.close()
+
+    assert balance_of(look, consumer) == 100
     assert_books_are_sound(look)
 
 

@@ -44,6 +44,9 @@ CANCELLED_SECONDS = 1.0
 """After so long a cancellation has arrived."""
 
 OVERTAKERS_MAX = 8
+GATEWAY_FAILURES = {"send_failed", "machine_lost"}
+"""How an attempt fails whose machine is on another gateway, when that one does not answer."""
+
 OVERTAKEN = "overtaken"
 """Why an attempt failed that lost a race."""
 
@@ -68,6 +71,7 @@ class Checks:
         self._for_nobody: Counter[str] = Counter()
         self._attempts: dict[str, tuple[UUID, int]] = {}
         self._asked: set[tuple[UUID, str]] = set()
+        self._relayed: dict[str, tuple[UUID, str]] = {}
         self._arrived: Counter[UUID] = Counter()
         self._owners: dict[UUID, str] = {}
         """Requests with the account that asked for its own machines, empty where nobody did."""
@@ -113,13 +117,18 @@ class Checks:
                 if event.job_id in self._attempts:
                     self.report(f"attempt {event.job_id} is dispatched twice")
                 self._attempts[event.job_id] = UUID(event.correlation_id), event.attempt
-                if (event.originator_id, event.provider_id) in self._asked:
+                asked = event.originator_id, event.provider_id
+                if asked in self._asked:
                     self.report(f"a machine that failed request {event.originator_id} is asked again")
-                self._asked.add((event.originator_id, event.provider_id))
+                self._asked.add(asked)
+                if self._is_relayed(event):
+                    self._relayed[event.job_id] = asked
                 if event.originator_id in self._over:
                     self.report(f"request {event.originator_id} has ended and is dispatched")
             case JobFailed() if event.reason == OVERTAKEN:
                 self._losers.add(event.job_id)
+            case JobFailed() if event.reason in GATEWAY_FAILURES and event.job_id in self._relayed:
+                self._asked.discard(self._relayed[event.job_id])  # nobody knows that it was the machine
             case RequestSettled() | RequestReleased():
                 self._ended[event.request_id] += 1
                 if self._ended[event.request_id] > 1:
@@ -133,6 +142,13 @@ class Checks:
                     self._shared += event.platform_amount + unclaimed
             case _:
                 pass
+
+    def _is_relayed(self, event: JobDispatched) -> bool:
+        """Whether the machine is on another gateway than the request."""
+        tables = self._market.tables
+        machine = tables.fleet.get(event.provider_id)
+        admitted = tables.open_requests.get(UUID(event.correlation_id))
+        return machine is not None and admitted is not None and machine.gateway_id != admitted.gateway_id
 
     # --- slots -------------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,7 @@ class GatewaySocket:
     def __init__(self, connection: Connection, process: Process, app: Any) -> None:
         self.app = app
         self.application_state = WebSocketState.CONNECTING
+        self.scope: dict[str, Any] = {"extensions": {}}
         self._connection = connection
         self._process = process
 

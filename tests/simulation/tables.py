@@ -168,6 +168,7 @@ class Tables:
             sql.NOTE_DEMAND: self._note_demand,
             sql.NOTE_SLOT_SECONDS: self._note_slot_seconds,
             sql.ANNOUNCE_MACHINES: self._announce_machines,
+            sql.TOUCH_MACHINES: self._touch_machines,
             sql.WITHDRAW_MACHINE: self._withdraw_machine,
             sql.CLAIM_SLOT: self._claim_slot,
             sql.CLAIM_OF: self._claim_of,
@@ -371,6 +372,13 @@ class Tables:
             rank,
             put_aside_until,
         )
+
+    def _touch_machines(self, parameters: Row) -> Iterable[Row]:
+        for session_id in parameters[0]:
+            machine = self.fleet.get(session_id)
+            if machine is not None:
+                machine.updated_at = self._clock()
+                yield (session_id,)
 
     def _withdraw_machine(self, wanted: Mapping[str, Any]) -> Iterable[Row]:
         session_id = wanted["session_id"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import httpx
 
@@ -33,16 +34,19 @@ class Balancer(TcpProxy):
             threading.Thread(target=self._lead, args=(client,), daemon=True).start()
 
     def _lead(self, client: socket.socket) -> None:
-        for port in self._ports:
-            try:
-                ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=READY_SECONDS_MAX).status_code == 200
-                server = socket.create_connection(("127.0.0.1", port)) if ready else None
-            except (httpx.HTTPError, OSError):
-                continue
-            if server is not None:
-                self._pass_on(Pair(client, server))
+        for port in filter(is_ready, self._ports):
+            with suppress(OSError):
+                self._pass_on(Pair(client, socket.create_connection(("127.0.0.1", port))))
                 return
         cut(client)
+
+
+def is_ready(port: int) -> bool:
+    """Whether the gateway at a port says that it takes requests."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=READY_SECONDS_MAX).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 class SilentProxy(PostgresProxy):

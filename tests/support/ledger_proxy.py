@@ -85,9 +85,12 @@ class TcpProxy:
         return socket.create_connection(self._target)
 
     def _guarded(self, pump: object, pair: Pair) -> None:
+        """A side that breaks off leaves the other one alone, as it is without a proxy between them."""
         assert callable(pump)
-        with suppress(OSError):
+        try:
             pump(pair)
+        except OSError:
+            pair.cut()
 
     def _to_server(self, pair: Pair) -> None:
         while data := pair.client.recv(65_536):

@@ -65,6 +65,9 @@ TIMEOUTS = Timeouts(
     cancel_grace=30.0,
 )
 
+UNREACHABLE_UNTIL = 2e9
+"""Until when (Unix seconds) a gateway that is out of reach is passed over."""
+
 Act = Literal[
     "accept",
     "role",
@@ -279,7 +282,7 @@ class Race:
                 end_later=lambda job: None,
                 observe=self._observe,
                 hedging=self.hedging,
-                unreachable=lambda: self._unreachable,
+                unreachable=lambda: dict.fromkeys(self._unreachable, UNREACHABLE_UNTIL),
             ),
             timing_us={},
         )

@@ -13,6 +13,32 @@ def test_reconnection_waits_at_most_a_doubling_ceiling() -> None:
     assert backoff.next() == 1
 
 
+def test_a_minute_of_a_connection_forgets_all_trouble_and_ten_seconds_half_of_it() -> None:
+    backoff = Backoff(RetryPolicy(), draw=lambda low, high: high)
+    for _ in range(7):
+        backoff.next()
+    backoff.held(10.0)
+    assert backoff.next() == 30
+    backoff.held(60.0)
+    assert backoff.next() == 1
+
+
+def test_a_connection_that_breaks_at_once_again_and_again_is_waited_for_ever_longer() -> None:
+    backoff, waits = Backoff(RetryPolicy(), draw=lambda low, high: high), []
+    for _ in range(16):
+        backoff.held(5.0)
+        waits.append(backoff.next())
+    assert waits == sorted(waits)
+    assert waits[-1] > 40
+
+
+def test_a_connection_of_a_year_is_no_number_too_large() -> None:
+    backoff = Backoff(RetryPolicy(), draw=lambda low, high: high)
+    backoff.next()
+    backoff.held(365 * 86_400.0)
+    assert backoff.next() == 1
+
+
 def test_reconnection_jitters_down_to_nothing() -> None:
     backoff = Backoff(RetryPolicy(), draw=lambda low, high: low)
     assert [backoff.next() for _ in range(3)] == [0, 0, 0]

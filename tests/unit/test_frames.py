@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.frames import Close, Frame, Opcode
 
-from api.frames import ShortWayProtocol
+from api.frames import AT_ONCE, ShortWayProtocol
 
 SIZE_MAX = 70_000
 HANDSHAKE = (
@@ -51,7 +52,9 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
 
 
-def heard(kind: type[WebSocketsSansIOProtocol], pieces: list[bytes]) -> tuple[list[Any], bytes, bool]:
+def heard(
+    kind: type[WebSocketsSansIOProtocol], pieces: list[bytes], take_at_once: Callable[[str], bool] | None = None
+) -> tuple[list[Any], bytes, bool]:
     """What an application gets of these pieces up to its end, what goes back, and whether the connection was closed."""
 
     async def run() -> tuple[list[Any], bytes, bool]:
@@ -62,6 +65,8 @@ def heard(kind: type[WebSocketsSansIOProtocol], pieces: list[bytes]) -> tuple[li
         protocol.data_received(HANDSHAKE)
         await asyncio.sleep(0)  # the application accepts
         handshake = len(line.written)
+        if take_at_once is not None:
+            protocol.scope["extensions"][AT_ONCE]["lend"](take_at_once)  # type: ignore[typeddict-item]
         for piece in pieces:
             protocol.data_received(piece)
         messages = []
@@ -112,6 +117,33 @@ def test_the_same_messages_arrive_wherever_the_bytes_are_cut(frames: list[bytes]
     pieces.append(stream)
 
     assert heard(ShortWayProtocol, pieces) == heard(WebSocketsSansIOProtocol, pieces)
+
+
+@given(frames=st.lists(FRAMES, max_size=6))
+def test_a_handler_that_takes_nothing_at_once_changes_nothing(frames: list[bytes]) -> None:
+    stream = [b"".join(frames)]
+    assert heard(ShortWayProtocol, stream, lambda _: False) == heard(WebSocketsSansIOProtocol, stream)
+
+
+def test_what_is_taken_at_once_does_not_arrive_and_the_rest_does_in_order() -> None:
+    taken = []
+
+    def take(said: str) -> bool:
+        taken.append(said)
+        return said.startswith("beat")
+
+    said = [frame(Opcode.TEXT, text) for text in (b"one", b"beat 1", b"two", b"beat 2")]
+    messages, _, _ = heard(ShortWayProtocol, [b"".join(said), fragments(b"be", b"at 3")], take)
+
+    assert [message["text"] for message in messages if "text" in message] == ["one", "two", "beat 3"]
+    assert taken == ["one", "beat 1", "two", "beat 2"]
+
+
+def test_a_text_that_is_not_utf_8_is_offered_to_nobody_and_ends_the_connection() -> None:
+    taken: list[str] = []
+    bad = [frame(Opcode.TEXT, b'{"a":"\xff"}') + text(3)]
+    assert heard(ShortWayProtocol, bad, lambda said: bool(taken.append(said))) == heard(WebSocketsSansIOProtocol, bad)
+    assert taken == []
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.support.race import (
     GOOD,
     SILENT,
     SLOW,
+    UNREACHABLE_UNTIL,
     USUAL_SECONDS,
     Act,
     Found,
@@ -122,7 +123,26 @@ class TestFailover:
     def test_a_gateway_out_of_reach_is_not_held_against_its_machines(self) -> None:
         race = raced(Race(((0.1, "lost"),), GOOD, unreachable=["gateway"]))
         assert race.observed == [("machine-2", "job_done")]
-        assert race.asked_for[1].excluded == ("session-1", "gateway")
+        assert race.asked_for[1].excluded == ()
+
+    def test_every_search_passes_over_gateways_that_are_out_of_reach(self) -> None:
+        race = raced(Race(((0.1, "lost"),), GOOD, unreachable=["gateway"]))
+        assert [job.out_of_reach for job in race.asked_for] == [{"gateway": UNREACHABLE_UNTIL}] * 2
+
+    @pytest.mark.parametrize("first", [((0.1, "lost"),), ((0.0, "deaf"),)], ids=["lost", "deaf"])
+    def test_after_a_gateway_failed_a_request_still_waits_for_a_machine(self, first: Script) -> None:
+        race = raced(Race(first, GOOD, searches=[ASSIGN, (0.1, "wait")], unreachable=["gateway"]))
+        assert race.text == "22"
+        assert [job.may_wait for job in race.asked_for] == [True, True]
+
+    def test_after_a_machine_failed_a_request_waits_no_more_whatever_gateways_do(self) -> None:
+        race = raced(Race(ERROR, ((0.1, "lost"),), GOOD))
+        assert [job.may_wait for job in race.asked_for] == [True, False, False]
+
+    def test_a_request_that_waited_in_vain_after_a_gateway_failed_is_told_to_come_back(self) -> None:
+        race = raced(Race(((0.1, "lost"),), searches=[ASSIGN, (0.1, "silence")], unreachable=["gateway"]))
+        assert type(race.error) is ServiceUnavailable
+        assert race.outcome_of(1) == "machine_lost"
 
     def test_there_are_three_attempts(self) -> None:
         race = raced(Race(ERROR))
@@ -237,6 +257,11 @@ class TestRacing:
         race = raced(Race(SLOW, searches=[ASSIGN, (0.1, "refuse")]))
         assert race.text == "11"
         assert race.hedging.hedges == 0  # it did not happen, so it is not counted
+
+    def test_a_hedge_that_is_refused_after_its_rival_failed_leaves_an_attempt_of_its_own(self) -> None:
+        race = raced(Race(((0.1, "accept"), (1.2, "error")), GOOD, GOOD, searches=[ASSIGN, (2.0, "refuse"), ASSIGN]))
+        assert race.text == "33"
+        assert [job.hedge for job in race.asked_for] == [False, True, False]
 
     def test_a_refused_hedge_does_not_use_up_an_attempt(self) -> None:
         race = raced(

@@ -62,8 +62,8 @@ class ScriptedRelay:
         self.answer = ScriptedAnswer()
         self.cancelled: list[str] = []
 
-    def unreachable(self) -> tuple[str, ...]:
-        return ()
+    def unreachable(self) -> dict[str, float]:
+        return {}
 
     async def start(self, machine: Snapshot, request: InferenceRequest) -> ScriptedAnswer:
         return self.answer

@@ -189,6 +189,9 @@ class Waiting(NamedTuple):
     name: str
     demand: Demand
 
+    def demand_at(self, now: float) -> Demand:
+        return self.demand
+
 
 class TestChoice:
     @given(st.lists(machines, max_size=8), demands, st.integers(0, 99))
@@ -365,6 +368,15 @@ class TestNarrowing:
         rank = rank_of(idle, "model", 0.0, POLICY)
         cost = cost_of(idle, Demand("model", *shape), POLICY)
         assert abs(rank[SHAPES.index(shape)] - cost.total_ms) <= STEP_MS / 2 + 1e-6
+
+    @given(machines, st.sampled_from(SHAPES), st.sampled_from([0.0, 4.0, 30.0, 70.0]))
+    def test_the_index_knows_every_term_of_a_machine_that_has_work_but_those_of_its_queue(
+        self, one: Candidate, shape: tuple[int, int], size_gb: float
+    ) -> None:
+        idle = Candidate(one.snapshot, health=one.health)
+        cost = cost_of(idle, Demand("model", *shape, size_gb=size_gb), POLICY)
+        known = rank_of(one, "model", size_gb, POLICY)[SHAPES.index(shape)]
+        assert abs(known - (cost.total_ms - cost.depth - cost.backlog)) <= STEP_MS / 2 + 1e-6
 
     @given(machines, demands)
     def test_the_index_never_leaves_out_a_machine_for_its_memory_that_fits(
