@@ -163,11 +163,14 @@ class Coordinator:
             self.image_files.forget_expired()
             try:
                 flushed = await self.fleet.flush()
-                for job in flushed.woken:
-                    await self.jobs.send(job)
             except DarkbloomError as error:
                 log.warning("the fleet is written with the next tick: %s", type(error).__name__)
                 continue
+            try:
+                for job in flushed.woken:
+                    await self.jobs.send(job)
+            except DarkbloomError as error:
+                log.warning("who was woken is woken again by the next sweep: %s", type(error).__name__)
             changed, missing = set(flushed.changed), set(flushed.missing)
             if changed or missing:
                 for session in self.registry.all():

@@ -104,6 +104,8 @@ class GatewayFleet:
         self._slot_seconds: dict[str, float] = {}
         self._urgent = asyncio.Event()
         self._leaving: list[tuple[UUID, int]] = []
+        self._writing = asyncio.Lock()
+        """What is known of a machine is written in the order in which it came to be known."""
         self._giving_back = asyncio.Lock()
         self._gave_back_at = 0.0
 
@@ -135,8 +137,8 @@ class GatewayFleet:
     ) -> list[DispatchJob]:
         """Write a machine's state at once; returns requests that may now find a slot on it. ``withheld`` are models for
         which not everybody may ask it: its owner at most, when it is routable."""
-        self._noted.pop(snapshot.session_id, None)
-        async with connection_of(self._pool) as connection:
+        async with self._writing, connection_of(self._pool) as connection:
+            self._noted.pop(snapshot.session_id, None)
             return await self._write(connection, [_Announcement(snapshot, routable, withheld)])
 
     def note(self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()) -> None:
@@ -148,9 +150,9 @@ class GatewayFleet:
         self._touched.add(session_id)
 
     async def withdraw(self, session_id: str) -> None:
-        self._noted.pop(session_id, None)
-        self._touched.discard(session_id)
-        async with connection_of(self._pool) as connection:
+        async with self._writing, connection_of(self._pool) as connection:
+            self._noted.pop(session_id, None)
+            self._touched.discard(session_id)
             await connection.execute(sql.WITHDRAW_MACHINE, {"session_id": session_id})
 
     def forget(self, machine_id: str) -> None:
@@ -198,17 +200,23 @@ class GatewayFleet:
                 else:
                     del self._seen[machine_id]
             for start in range(0, len(noted), ANNOUNCED_AT_ONCE_MAX):
-                batch = noted[start : start + ANNOUNCED_AT_ONCE_MAX]
-                freed += await self._write(connection, batch)
-                for one in batch:
-                    if self._noted.get(one.snapshot.session_id) is one:
-                        del self._noted[one.snapshot.session_id]
+                freed += await self._write_noted(connection, noted[start : start + ANNOUNCED_AT_ONCE_MAX])
             if touched:
                 cursor = await connection.execute(sql.TOUCH_MACHINES, (touched,), prepare=True)
                 known = {str(session_id) for (session_id,) in await cursor.fetchall()}
         missing = [session_id for session_id in touched if session_id in self._touched and session_id not in known]
         self._touched.difference_update(touched)
         return Flushed(freed, changed, missing)
+
+    async def _write_noted(self, connection: AsyncConnection, noted: Sequence[_Announcement]) -> list[DispatchJob]:
+        """What was announced or withdrawn since it was noted stays as it is: nothing would put it right again."""
+        async with self._writing:
+            current = [one for one in noted if self._noted.get(one.snapshot.session_id) is one]
+            freed = await self._write(connection, current) if current else []
+            for one in current:
+                if self._noted.get(one.snapshot.session_id) is one:
+                    del self._noted[one.snapshot.session_id]
+        return freed
 
     async def _write_health(self, connection: AsyncConnection, seen: dict[str, list[Observation]]) -> list[str]:
         aside: dict[str, float] = {}
@@ -261,8 +269,8 @@ class GatewayFleet:
             self._gave_back_at = loop.time()
             try:
                 return await self._give_back(leaving)
-            except asyncio.CancelledError:
-                self._leaving = leaving + self._leaving  # for whoever comes next
+            except BaseException:
+                self._leaving = leaving + self._leaving  # for whoever comes next; giving back twice does nothing
                 raise
 
     async def _give_back(self, leaving: Sequence[tuple[UUID, int]]) -> list[DispatchJob]:

@@ -45,8 +45,10 @@ async def destination_of(
 async def _require_own_machine(caller: Caller, model_id: str, coordinator: Coordinator) -> None:
     account_id, policy, now = caller.account_id, coordinator.policy, time.time()
     for machine in await coordinator.fleet.offers(model_id, own_account=account_id):
+        if machine.account_id != account_id:
+            continue
         standing = standing_of(Candidate(machine), policy, now=now, size_of=coordinator.catalog.size_of)
-        if machine.account_id == account_id and standing.takes(model_id, of_owner=True):
+        if standing.takes(model_id, of_owner=True):
             return
     if not await coordinator.fleet.machines_of(account_id):
         raise NoLinkedMachine

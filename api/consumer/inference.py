@@ -503,7 +503,8 @@ class Inference:
         still queue up."""
         self._failures.append(JobFailure(assigned.job_id, failed.reason, failed.status))
         from_the_request = not failed.retry and failed.status < 500
-        if not from_the_request and assigned.machine.gateway_id in self._tools.unreachable():
+        did_not_get_there = failed.reason in ("machine_lost", "send_failed", "timeout")
+        if did_not_get_there and assigned.machine.gateway_id in self._tools.unreachable():
             return
         self._may_wait = False
         self._excluded.append(assigned.machine.session_id)

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from api.consumer.auth import authenticate
 from api.consumer.body import read_json_object
+from api.consumer.destination import own_account_in
 from api.consumer.messages_rendering import read_messages
 from api.consumer.messages_request import parse_messages
 from api.consumer.serving import model_of, serve
@@ -25,7 +26,7 @@ async def count_tokens(request: Request) -> Response:
     caller = await authenticate(request.headers, coordinator.credentials)
     coordinator.rate_limits.count_request(caller, request.scope)
     chat = parse_messages(await read_json_object(request, coordinator.settings.inference_body_bytes_max)).chat
-    await model_of(chat.model, coordinator)
+    await model_of(chat.model, coordinator, own_account=own_account_in(request.headers, caller))
     return Response(msgspec.json.encode({"input_tokens": chat.prompt_estimate}), media_type="application/json")
 
 

@@ -116,7 +116,7 @@ async def _what_it_says(request: Request) -> tuple[str, str]:
     """The machine's name and chip, as far as it tells; the body may be missing, as older agents leave it out."""
     try:
         said = msgspec.json.decode(await read_body(request, CONTROL_BYTES_MAX), type=_Said)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", ""
     return _one_line(said.machine_name), _one_line(said.chip)
 

@@ -113,6 +113,8 @@ class ProviderSession:
         self._told: Heartbeat | None = None
         self._told_routability: Routability | None = None
         self._touched_at = 0.0
+        self._left_to_reader = 0
+        """Heartbeats that wait for whoever reads the socket; a later one must not overtake them."""
         self._credited_at = 0.0
         self._first_stats: SessionStats | None = None
         self._last_heartbeat_at = time.monotonic()
@@ -256,9 +258,15 @@ class ProviderSession:
             heartbeat = protocol.decode_from_provider(frame)
         except protocol.MalformedMessage:
             return False
-        return isinstance(heartbeat, Heartbeat) and self._note(heartbeat)
+        if not isinstance(heartbeat, Heartbeat):
+            return False
+        if not self._left_to_reader and self._note(heartbeat):
+            return True
+        self._left_to_reader += 1
+        return False
 
     async def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
+        self._left_to_reader = max(0, self._left_to_reader - 1)
         if not self._note(heartbeat):
             self._hear(heartbeat)
             self._last_heartbeat_at = time.monotonic()

@@ -124,6 +124,12 @@ def test_without_a_session_key_nobody_signs_in_and_no_machine_is_linked(tmp_path
         assert error_of(answer) == (403, "forbidden")
 
 
+@pytest.mark.parametrize("said", [b'{"machine_name":"\xff"}', b"[" * 50_000, b'{"chip":5}', b"\x00"])
+def test_what_a_machine_says_of_itself_may_be_anything(up: Coordinator, said: bytes) -> None:
+    with up.client() as client:
+        assert client.post("/v1/device/code", content=said).status_code == 200
+
+
 def test_an_owner_looks_at_a_machine_and_refuses_it(up: Coordinator) -> None:
     session = sign_in(up)
     with up.client() as client:

@@ -371,3 +371,28 @@ async def test_a_machine_that_left_since_it_was_touched_is_not_missed(gateway: G
 
 def _facts(one: Snapshot) -> dict[str, Any]:
     return {name: getattr(one, name) for name in ("session_id", "machine_id", "capacity", "challenge_passed_at")}
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["announced", "withdrawn"])
+async def test_what_was_noted_does_not_come_after_what_is_known_since(
+    fleet: SchedulerFleet, gateway: GatewayFleet, monkeypatch: pytest.MonkeyPatch, withdrawn: bool
+) -> None:
+    # Given a note that a tick has begun to write, and news that must be known at once while it does
+    one = await connected(gateway)
+    gateway.note(one, routable=True)
+    gateway.observe(one.machine_id, Observation("job_failed", time.time()))
+    write_health = gateway._write_health
+
+    async def news_comes_meanwhile(*given: Any) -> list[str]:
+        changed = await write_health(*given)
+        if withdrawn:
+            await gateway.withdraw(one.session_id)
+        else:
+            await gateway.announce(one, routable=False)
+        return changed
+
+    monkeypatch.setattr(gateway, "_write_health", news_comes_meanwhile)
+    # When the tick goes on
+    await gateway.flush()
+    # Then the machine gets nothing
+    assert chosen(fleet) == ""

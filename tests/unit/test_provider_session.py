@@ -78,11 +78,11 @@ class FleetOfOne:
     def health_of(self, machine_id: str) -> Health:
         return Health()
 
-    async def announce(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> list[Any]:
+    async def announce(self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()) -> list[Any]:
         self.announced.append(snapshot)
         return []
 
-    def note(self, snapshot: Snapshot, *, routable: bool, broken: Collection[str] = ()) -> None:
+    def note(self, snapshot: Snapshot, *, routable: bool, withheld: Collection[str] = ()) -> None:
         self.noted.append(snapshot)
 
     def touch(self, session_id: str) -> None:
@@ -199,6 +199,19 @@ async def test_what_is_urgent_is_left_to_whoever_may_wait_and_changes_nothing_be
 
     assert scene.said == (1, 0, 0)
     assert scene.session.snapshot() != before
+
+
+async def test_a_heartbeat_does_not_overtake_one_that_waits_for_the_reader(scene: Scene) -> None:
+    crashed = changed(backend_capacity=BackendCapacity((Slot("model", "crashed"),), 8.0, 8.0, 0.5, 64.0))
+    assert not scene.offer(crashed)
+    assert not scene.offer(IDLE)
+
+    for waiting in (crashed, IDLE):
+        await scene.session._handle(waiting)
+        scene.clock.now += 5.0
+
+    assert scene.session.snapshot().slots["model"].state != "crashed"
+    assert scene.offer(running(1))
 
 
 async def test_heartbeats_that_come_too_fast_are_heard_and_nobody_is_told(scene: Scene) -> None:
