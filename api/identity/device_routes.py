@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.consumer.auth import authenticate_session, token_of
-from api.consumer.body import CONTROL_BYTES_MAX, read_body, read_json_object
+from api.consumer.body import CONTROL_BYTES_MAX, read_json_object
 from api.coordinator import Coordinator
 from api.identity.desk import answer, identity_of, needed_text
 from api.identity.devices import CODE_SECONDS, POLL_SECONDS, DeviceLogin, normalised
 from api.identity.limits import address_of
-from domain.errors import AuthenticationFailed
+from domain.errors import AuthenticationFailed, InvalidRequest
 from domain.people import LinkRefused
 from domain.protocol import PROVIDER_TOKEN_PREFIX
 
@@ -113,11 +113,15 @@ async def _owner(request: Request) -> tuple[DeviceLogin, str]:
 
 
 async def _what_it_says(request: Request) -> tuple[str, str]:
-    """The machine's name and chip, as far as it tells; the body may be missing, as older agents leave it out."""
+    """The machine's name and chip, as far as it tells; the body may be missing, as older agents leave it out.
+
+    Raises:
+        InvalidRequest: it is not JSON, or one of them is no text.
+    """
     try:
-        said = msgspec.json.decode(await read_body(request, CONTROL_BYTES_MAX), type=_Said)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "", ""
+        said = msgspec.convert(await read_json_object(request, CONTROL_BYTES_MAX, may_be_empty=True), _Said)
+    except msgspec.ValidationError:
+        raise InvalidRequest("'machine_name' and 'chip' must be texts.") from None
     return _one_line(said.machine_name), _one_line(said.chip)
 
 

@@ -97,9 +97,7 @@ PATHS: Json = {
                 thing(
                     {
                         "machine_name": text("What its owner knows it by."),
-                        "chip": text(
-                            "Both are shown to the owner, and a body that does not have them is as good as none."
-                        ),
+                        "chip": text("Both are shown to the owner; neither is needed."),
                     }
                 ),
                 {"a Mac": {"machine_name": "studio.local", "chip": "Apple M4 Max"}},
