@@ -41,6 +41,7 @@ from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.leases import GatewayLease
 from api.demo import Process
 from benchmarks.brokers import round_trips_ms, scratch_vhost
+from benchmarks.cycles import QUOTE
 from benchmarks.databases import arguments, scratch_database, server, show
 from benchmarks.fake_machines import MODEL
 from benchmarks.notices import NoticeCounter
@@ -49,20 +50,11 @@ from benchmarks.routing import machine
 from benchmarks.yardsticks import yardsticks
 from domain.dispatch import DispatchJob
 from domain.ledger import Admit, GrantCredit
-from domain.pricing import Quote
 from projections.balances import Balances
 from projections.open_requests import OpenRequests
 from projections.usage import UsageEntries
 
 BROKER_URL = "amqp://guest:guest@127.0.0.1:5672/"
-QUOTE = Quote(
-    input_price=50_000,
-    output_price=200_000,
-    cache_read_price=25_000,
-    source="default",
-    book_version=1,
-    minimum_charge=100,
-)
 PARTS = ("embedded", "rabbitmq", "jobs", "heartbeats")
 JOB_FIGURES = ("jobs_per_second_1_worker", "jobs_per_second_2_workers")
 JOB_MACHINES = 200

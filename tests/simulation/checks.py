@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -24,6 +24,7 @@ from tests.simulation.consumer import PATIENT_SECONDS, Told
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
     from tests.simulation.market import Market
+    from tests.simulation.tables import Machine as FleetRow
     from tests.simulation.tables import Waiter
 
 K = TypeVar("K")
@@ -53,6 +54,14 @@ OVERTAKEN = "overtaken"
 
 class Broken(AssertionError):
     """A rule of the market does not hold."""
+
+
+class _Slot(NamedTuple):
+    """A slot of a machine for a model, and the machine's row in the fleet table."""
+
+    model: str
+    machine: Machine
+    row: FleetRow
 
 
 class Checks:
@@ -187,13 +196,14 @@ class Checks:
             if admitted is None or key[1] > 1:
                 continue
             machine = tables.fleet.get(claim.session_id)
-            taken = [(claim.model, machines[machine.machine_id])] if machine else []
+            taken = [_Slot(claim.model, machines[machine.machine_id], machine)] if machine else []
+            now = self._market.unix_now()
             for waiter in tables.waiters.values():
                 if (
                     waiter.woken_at is None
                     and waiter.enqueued_at < admitted.admitted_at
                     and waiter.account_id != claim.account_id
-                    and self._is_free_for(waiter, taken)
+                    and self._is_free_for(waiter, taken, now)
                 ):
                     self._overtaken[waiter.request_id, claim.account_id] += 1
                     if self._overtaken[waiter.request_id, claim.account_id] > OVERTAKERS_MAX:
@@ -241,7 +251,9 @@ class Checks:
         waiting = {
             one.request_id
             for one in market.tables.waiters.values()
-            if one.deadline > now and one.request_id in market.tables.open_requests and self._is_free_for(one, free)
+            if one.deadline > now
+            and one.request_id in market.tables.open_requests
+            and self._is_free_for(one, free, now)
         }
         _count_on(self._starving, waiting)
         for request_id, seconds in self._starving.items():
@@ -265,16 +277,18 @@ class Checks:
                 self.report(f"request {request_id} has ended and still holds a slot after {seconds} s")
 
     @staticmethod
-    def _is_free_for(waiter: Waiter, free: Iterable[tuple[str, Machine]]) -> bool:
-        asked = msgspec.json.decode(waiter.message, type=DispatchJob).constraints
+    def _is_free_for(waiter: Waiter, free: Iterable[_Slot], now: float) -> bool:
+        wanted = msgspec.json.decode(waiter.message, type=DispatchJob).demand_at(now)
+        asked = wanted.constraints
         return any(
             model == waiter.model
             and asked.only_account in ("", machine.account_id)
             and (machine.is_for_all or machine.account_id == asked.own_account != "")
-            for model, machine in free
+            and wanted.excluded.isdisjoint({row.session_id, row.gateway_id})
+            for model, machine, row in free
         )
 
-    def _free_slots(self, now: float) -> list[tuple[str, Machine]]:
+    def _free_slots(self, now: float) -> list[_Slot]:
         tables = self._market.tables
         machines = {self._market.machine_id_of(machine): machine for machine in self._market.machines}
         found = []
@@ -286,7 +300,7 @@ class Checks:
                 continue
             fared = tables.health.get(machine.machine_id)
             if fared is None or breaker_state(health_in(fared.health), now=now, policy=rules.POLICY) == "closed":
-                found.append((offer.model, machines[machine.machine_id]))
+                found.append(_Slot(offer.model, machines[machine.machine_id], machine))
         return found
 
     # --- the end -----------------------------------------------------------------------------------------------------
