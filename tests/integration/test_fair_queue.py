@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 from typing import Literal
 from uuid import UUID, uuid4
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.postgres.pool import make_async_pool, open_pool
+from adapters.postgres.pool import open_pool
 from adapters.postgres.writer import LedgerWriter
 from adapters.scheduler.fleet import SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
@@ -29,12 +29,6 @@ pytest_plugins = ["tests.support.ledger_fixtures"]
 def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
     with open_pool(ledger, size_max=4) as pool:
         yield SchedulerFleet(pool)
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 def of(account_id: str, count: int, **changes: object) -> list[DispatchJob]:
@@ -237,12 +231,6 @@ async def test_a_machine_of_two_models_serves_the_longest_waiting_head_of_both_q
 
 
 # --- position, estimate, refusal -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scene(ledger: str, writer: LedgerWriter) -> Generator[SchedulerScene, None, None]:
-    with open_pool(ledger, size_max=4) as pool:
-        yield SchedulerScene(writer, pool)
 
 
 def requests_take(look: Connection, seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
@@ -44,12 +44,6 @@ THREADS = 16
 def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
     with open_pool(ledger, size_max=THREADS) as pool:
         yield SchedulerFleet(pool)
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 def ids(jobs: list[DispatchJob]) -> list[UUID]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -33,12 +33,6 @@ DEMAND = Demand(MODEL, 100, 50)
 def fleet(ledger: str) -> Generator[SchedulerFleet, None, None]:
     with open_pool(ledger, size_max=2) as pool:
         yield SchedulerFleet(pool)
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=2) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 async def fail(gateway: GatewayFleet, one: Snapshot, times: int) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from adapters.postgres.pool import make_async_pool, open_pool
+from adapters.postgres.pool import open_pool
 from adapters.postgres.writer import LedgerWriter
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob, Notice, Refused, Waiting
@@ -25,18 +24,6 @@ from tests.support.ledger_tables import assert_books_are_sound, log_of
 from tests.support.ledger_waiting import Connection
 
 pytest_plugins = ["tests.support.ledger_fixtures"]
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-@pytest.fixture
-async def scene(ledger: str, writer: LedgerWriter) -> AsyncGenerator[SchedulerScene, None]:
-    with open_pool(ledger, size_max=8) as pool:
-        yield SchedulerScene(writer, pool)
 
 
 async def announced(gateway: GatewayFleet, **facts: Any) -> Snapshot:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 from random import Random
 from uuid import uuid4
 
 import pytest
 
-from adapters.postgres.pool import make_async_pool, open_pool
+from adapters.postgres.pool import open_pool
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from adapters.scheduler.survey import Queue, Survey
 from domain.routing import Demand, Observation, Policy, Reason
@@ -27,12 +27,6 @@ def survey(ledger: str, look: Connection) -> Generator[Survey, None, None]:
     lease(look)
     with open_pool(ledger, size_max=2) as pool:
         yield Survey(pool, Policy(), Random(1))
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=2) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
 
 
 async def test_machines_that_are_here_come_before_those_that_left(survey: Survey, gateway: GatewayFleet) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
-import pytest
-
-from adapters.postgres.pool import make_async_pool, open_pool
-from adapters.postgres.writer import LedgerWriter
 from adapters.scheduler import waking
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import Assigned, DispatchJob, Waiting
 from domain.routing import Constraints, SlotState
-from tests.support.ledger_commands import GATEWAY, MODEL, release
+from tests.support.ledger_commands import MODEL, release
 from tests.support.ledger_machines import job, machine, open_requests_of
 from tests.support.ledger_scheduler import SchedulerScene
 from tests.support.ledger_waiting import Connection
@@ -25,18 +20,6 @@ pytest_plugins = ["tests.support.ledger_fixtures"]
 IMAGES = "acme/images"
 OWNER = "acct-owner"
 MINE = Constraints(only_account=OWNER)
-
-
-@pytest.fixture
-async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
-    async with make_async_pool(ledger, size_max=3) as pool:
-        yield GatewayFleet(pool, lambda: GATEWAY)
-
-
-@pytest.fixture
-async def scene(ledger: str, writer: LedgerWriter) -> AsyncGenerator[SchedulerScene, None]:
-    with open_pool(ledger, size_max=4) as pool:
-        yield SchedulerScene(writer, pool)
 
 
 def two_engines(*, images: int = 1, texts: int = 2, **facts: Any) -> Any:

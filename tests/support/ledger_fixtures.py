@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 
 import psycopg
 import pytest
 
+from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.postgres.writer import LedgerWriter
+from adapters.scheduler.gateway_fleet import GatewayFleet
 from tests.conftest import database_url
+from tests.support.ledger_commands import GATEWAY
+from tests.support.ledger_scheduler import SchedulerScene
 from tests.support.ledger_waiting import Connection, terminate_sessions
 from tests.support.ledger_writers import running
 
@@ -62,3 +66,16 @@ def empty_database(postgres_server: str) -> Generator[str, None, None]:
         admin.execute(f'CREATE DATABASE "{name}"')
         yield database_url(postgres_server, name)
         admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+async def gateway(ledger: str) -> AsyncGenerator[GatewayFleet, None]:
+    """The fleet table as the gateway of the tests keeps it."""
+    async with make_async_pool(ledger, size_max=3) as pool:
+        yield GatewayFleet(pool, lambda: GATEWAY)
+
+
+@pytest.fixture
+def scene(ledger: str, writer: LedgerWriter) -> Generator[SchedulerScene, None, None]:
+    with open_pool(ledger, size_max=8) as pool:
+        yield SchedulerScene(writer, pool)
