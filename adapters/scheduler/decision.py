@@ -41,12 +41,8 @@ class Decision:
         def best(candidates: list[Candidate], wanted: Demand = demand) -> Choice | None:
             return choose(candidates, wanted, self._policy, self._random, now=time.time(), passed_over=passed_over)
 
-        def machines(account_id: str) -> list[Candidate]:
-            return self._fleet.machines_for(
-                demand.model, reachable, own_account=asked.own_account, account_id=account_id, allowed=asked.allowed
-            )
-
-        choice = best(machines(asked.preferred_account)) if asked.preferred_account else None
+        preferred = asked.preferred_account
+        choice = best(self._machines(demand, gateway_id, account_id=preferred)) if preferred else None
         if choice is None and not (asked.allowed or asked.only_account):
             kind = kind_of(demand, reachable)
             if not (passed_over or demand.excluded):  # after a failure nothing but the present counts
@@ -59,7 +55,7 @@ class Decision:
             if choice is not None or (narrowed.complete and not self._nobody_is_healthy(demand, gateway_id)):
                 return choice
         if choice is None:
-            everybody = machines(asked.only_account)
+            everybody = self._machines(demand, gateway_id, account_id=asked.only_account)
             choice = best(everybody)
             if choice is None and self._nobody_is_healthy(demand, gateway_id):
                 choice = best(everybody, msgspec.structs.replace(demand, nobody_else=True))
@@ -75,15 +71,15 @@ class Decision:
 
     def is_too_large(self, demand: Demand, gateway_id: UUID) -> bool:
         """Whether there are machines for a request, and none with memory for it however long one waits."""
-        asked = demand.constraints
-        machines = self._fleet.machines_for(
-            demand.model,
-            self.reachable_from(gateway_id),
-            own_account=asked.own_account,
-            account_id=asked.only_account,
-            allowed=asked.allowed,
-        )
+        machines = self._machines(demand, gateway_id, account_id=demand.constraints.only_account)
         return bool(machines) and not any(could_fit(one, demand, self._policy) for one in machines)
+
+    def _machines(self, demand: Demand, gateway_id: UUID, *, account_id: str) -> list[Candidate]:
+        """All machines that a request may ask for, of one account or of any."""
+        asked, reachable = demand.constraints, self.reachable_from(gateway_id)
+        return self._fleet.machines_for(
+            demand.model, reachable, own_account=asked.own_account, account_id=account_id, allowed=asked.allowed
+        )
 
     def _nobody_is_healthy(self, demand: Demand, gateway_id: UUID) -> bool:
         supply = self.supply(demand, gateway_id)

@@ -1,19 +1,15 @@
-"""Direct folds over settlements and entries, with which the read models are compared (invariant 12)."""
+"""Direct folds over settlements and entries, with which the read models are compared (invariant 12).
+
+A read model that lags is compared as of the position that it has read to.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Protocol
 
 from domain.invariants.log import Logged
 from domain.journal import JournalEntryPosted
 from domain.requests import RequestSettled
-
-
-class Totals(Protocol):
-    """A fold up to a position; a read model that lags is compared as of the position that it has read to."""
-
-    def read(self, logged: Logged) -> None: ...
 
 
 class UsageTotals:
