@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -15,6 +16,7 @@ from adapters.postgres.pool import make_async_pool, open_pool
 from adapters.scheduler.fleet import AttemptHasSlot, SchedulerFleet
 from adapters.scheduler.gateway_fleet import GatewayFleet
 from domain.dispatch import DispatchJob
+from domain.errors import ServiceUnavailable
 from domain.routing import Demand, Load, Policy
 from tests.support.ledger_commands import GATEWAY, MODEL
 from tests.support.ledger_machines import (
@@ -715,3 +717,25 @@ async def test_sweeps_beside_claims_and_releases_never_make_a_counter_drift(
     fleet.sweep()
 
     assert_counters_are_true(look)
+
+
+async def test_slots_whose_return_failed_go_back_with_the_next_one(
+    gateway: GatewayFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, next_one = (uuid4(), 1), (uuid4(), 2)
+    given_back: list[Any] = []
+
+    async def unavailable(leaving: Any) -> list[DispatchJob]:
+        raise ServiceUnavailable
+
+    async def remembered(leaving: Any) -> list[DispatchJob]:
+        given_back.extend(leaving)
+        return []
+
+    monkeypatch.setattr(gateway, "_give_back", unavailable)
+    with pytest.raises(ServiceUnavailable):
+        await gateway.release(*lost)
+    monkeypatch.setattr(gateway, "_give_back", remembered)
+    await gateway.release(*next_one)
+
+    assert given_back == [lost, next_one]
