@@ -702,5 +702,6 @@ def wait_for_line(file: Path, text: str) -> None:
 def normal(log: str) -> list[str]:
     """An agent's log without what differs from run to run: numbers, the name of the chip, the kind of weights, and the
     moment before the first challenge, which may pass unseen."""
-    lines = [line for line in log.splitlines() if "no attestation challenge" not in line]
+    before_the_challenge = ("no attestation challenge", "status online, but something is in the way")
+    lines = [line for line in log.splitlines() if not any(words in line for words in before_the_challenge)]
     return [re.sub(r'\d+(\.\d+)*|"[^"]*"|\w+(?=, context)', "#", line) for line in lines]
